@@ -45,18 +45,20 @@ func WithCalls(ctx context.Context, c *Calls) context.Context {
 }
 
 // RecordCall is called by a provider with the request ID that its home gave to a
-// call, successful or not. Without a collector in ctx it does nothing.
-func RecordCall(ctx context.Context, requestID string) {
-	if c, ok := ctx.Value(callsKey{}).(*Calls); ok && requestID != "" {
-		c.Add(requestID)
+// call, successful or not. Without a collector in ctx it does nothing, and an
+// empty ID is not kept.
+func RecordCall(ctx context.Context, requestIDs ...string) {
+	c, ok := ctx.Value(callsKey{}).(*Calls)
+	if !ok {
+		return
 	}
-}
-
-// Add appends request IDs.
-func (c *Calls) Add(ids ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ids = append(c.ids, ids...)
+	for _, id := range requestIDs {
+		if id != "" {
+			c.ids = append(c.ids, id)
+		}
+	}
 }
 
 // IDs returns the request IDs collected so far, in order.
