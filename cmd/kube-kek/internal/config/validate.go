@@ -1,0 +1,230 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The bounds of the fields, as their comments name them.
+const (
+	maxLease    = 7 * 24 * time.Hour // longer, and a disabled key is a key in use
+	minRenew    = time.Second
+	maxRenew    = 24 * time.Hour
+	maxUses     = 1 << 32
+	maxCache    = 1 << 16
+	minAttempt  = 10 * time.Millisecond
+	apiserver   = 3 * time.Second // kube-apiserver's own timeout of a call
+	maxPath     = 107             // sockaddr_un's sun_path without its final zero
+	maxPrevious = 16
+	maxBinding  = 8
+	maxUIDs     = 16
+	maxEpoch    = 999
+)
+
+var (
+	clusterName  = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+	bindingName  = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
+	bindingValue = regexp.MustCompile(`^[ -~]{1,256}$`)
+	awsRegion    = regexp.MustCompile(`^[a-z]{2,}(-[a-z0-9]+)+$`)
+	awsRole      = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/[!-~]{1,512}$`)
+	awsExternal  = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]{2,1000}$`)
+)
+
+// Validate returns what is wrong with c, as far as c itself can tell: it opens
+// no file and asks no network. Which schemes exist and what their keys look
+// like, the homes know.
+func (c Config) Validate() []Mistake {
+	v := &validator{}
+	v.check(c.APIVersion == APIVersion, "apiVersion", "must be %s%s", APIVersion, not(c.APIVersion))
+	if v.required("cluster", c.Cluster) {
+		v.check(clusterName.MatchString(c.Cluster), "cluster",
+			"must be 1 to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends%s", not(c.Cluster))
+	}
+	v.binding(c.Binding)
+	v.keks(c)
+	v.times(c)
+	v.check(c.MaxUses >= 1 && c.MaxUses <= maxUses, "maxUses", "must be 1 to %d, not %d", uint64(maxUses), c.MaxUses)
+	v.check(c.CacheSize >= 1 && c.CacheSize <= maxCache, "cacheSize", "must be 1 to %d, not %d", maxCache, c.CacheSize)
+	v.socket(c.Socket)
+	v.health(c.Health)
+	if c.Audit.Path != "" {
+		v.file("audit.path", c.Audit.Path)
+	} else {
+		v.check(!c.Audit.Required, "audit.required", "needs audit.path")
+	}
+	v.oneOf("log.format", c.Log.Format, "json", "text")
+	v.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	return v.found
+}
+
+type validator struct{ found []Mistake }
+
+func (v *validator) add(path, format string, args ...any) {
+	v.found = append(v.found, Mistake{path, fmt.Sprintf(format, args...)})
+}
+
+func (v *validator) check(ok bool, path, format string, args ...any) {
+	if !ok {
+		v.add(path, format, args...)
+	}
+}
+
+func (v *validator) required(path, s string) bool {
+	v.check(s != "", path, "required")
+	return s != ""
+}
+
+func (v *validator) oneOf(path, s string, choices ...string) {
+	v.check(slices.Contains(choices, s), path, "must be %s%s", strings.Join(choices, ", "), not(s))
+}
+
+func (v *validator) file(field, name string) {
+	switch {
+	case !path.IsAbs(name):
+		v.add(field, "must be an absolute path%s", not(name))
+	case path.Clean(name) != name:
+		v.add(field, "must be a plain path%s; write %s", not(name), path.Clean(name))
+	case strings.ContainsRune(name, 0):
+		v.add(field, "holds a zero byte")
+	}
+}
+
+func (v *validator) binding(b map[string]string) {
+	v.check(len(b) <= maxBinding, "binding", "has %d pairs; at most %d", len(b), maxBinding)
+	for _, name := range slices.Sorted(maps.Keys(b)) {
+		at := join("binding", name)
+		switch {
+		case !bindingName.MatchString(name):
+			v.add(at, "a name is 1 to 63 letters, digits, '-', '_', '.' and '/'")
+		case strings.HasPrefix(name, "kube-kek.io/"):
+			v.add(at, "names that begin with kube-kek.io/ are our own")
+		}
+		v.check(bindingValue.MatchString(b[name]), at, "must be 1 to 256 printable ASCII characters")
+	}
+}
+
+func (v *validator) keks(c Config) {
+	v.check(c.KEK.Epoch >= 0 && c.KEK.Epoch <= maxEpoch, "kek.epoch", "must be 0 to %d, not %d", maxEpoch, c.KEK.Epoch)
+	v.check(len(c.Previous) <= maxPrevious, "previous", "names %d keys; at most %d", len(c.Previous), maxPrevious)
+	seen := map[URI]string{}
+	for _, k := range c.KEKs() {
+		at := k.Path + ".uri"
+		if k.Path != "kek" {
+			v.check(k.Epoch == 0, k.Path+".epoch", "only kek has an epoch")
+		}
+		if !v.required(at, k.URI) {
+			continue
+		}
+		u, err := ParseURI(k.URI)
+		if err != nil {
+			v.add(at, "%s", err)
+			continue
+		}
+		if first, ok := seen[u]; ok {
+			v.add(at, "the same key as %s; a key that is named once opens all its records", first)
+		} else {
+			seen[u] = at
+		}
+		v.aws(k, u)
+	}
+}
+
+func (v *validator) aws(k Named, u URI) {
+	at, a := k.Path+".aws", k.AWS
+	if u.Scheme != "awskms" {
+		v.check(a == AWS{}, at, "only goes with an awskms URI, not with %s", u.Scheme)
+		return
+	}
+	v.check(a.Region == "" || awsRegion.MatchString(a.Region), at+".region", "must be a region such as eu-west-1%s", not(a.Region))
+	if a.Endpoint != "" && u.Host != "" {
+		v.add(at+".endpoint", "%s.uri names the endpoint %s already; keep one", k.Path, u.Host)
+	} else if a.Endpoint != "" {
+		v.endpoint(at+".endpoint", a.Endpoint)
+	}
+	v.check(a.RoleARN == "" || awsRole.MatchString(a.RoleARN), at+".roleARN", "must be arn:aws:iam::ACCOUNT:role/NAME%s", not(a.RoleARN))
+	if a.ExternalID != "" {
+		v.check(a.RoleARN != "", at+".externalID", "is sent when a role is assumed; it needs %s.roleARN", at)
+		v.check(awsExternal.MatchString(a.ExternalID), at+".externalID", "must be 2 to 1000 letters, digits and _+=,.@:/-")
+	}
+	if a.CABundle != "" {
+		v.file(at+".caBundle", a.CABundle)
+	}
+}
+
+func (v *validator) endpoint(at, s string) {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		v.add(at, "must be a URL such as https://kms.eu-west-1.amazonaws.com")
+	case u.Scheme == "http" && loopback(u.Hostname()):
+	case u.Scheme != "https":
+		v.add(at, "must be https; only a loopback address may be http")
+	}
+}
+
+func (v *validator) times(c Config) {
+	lease, renew := time.Duration(c.Lease), time.Duration(c.Renew)
+	v.check(lease >= 0 && lease <= maxLease, "lease", "must be 0 (strict) to %s, not %s", Duration(maxLease), c.Lease)
+	v.check(renew >= minRenew && renew <= maxRenew, "renew", "must be %s to %s, not %s", Duration(minRenew), Duration(maxRenew), c.Renew)
+	v.check(lease <= 0 || renew < lease, "renew", "%s must be shorter than the lease of %s", c.Renew, c.Lease)
+
+	attempt, call := time.Duration(c.Timeouts.Attempt), time.Duration(c.Timeouts.Call)
+	v.check(attempt >= minAttempt, "timeouts.attempt", "must be at least %s, not %s", Duration(minAttempt), c.Timeouts.Attempt)
+	v.check(call < apiserver, "timeouts.call", "must be below %s, when kube-apiserver gives up, not %s", Duration(apiserver), c.Timeouts.Call)
+	v.check(attempt <= call, "timeouts.attempt", "%s is longer than timeouts.call, %s", c.Timeouts.Attempt, c.Timeouts.Call)
+}
+
+func (v *validator) socket(s Socket) {
+	if v.required("socket.path", s.Path) {
+		v.file("socket.path", s.Path)
+		v.check(len(s.Path) <= maxPath, "socket.path", "is %d bytes long; a unix socket's path has at most %d", len(s.Path), maxPath)
+	}
+	v.check(s.Mode == 0o600 || s.Mode == 0o660, "socket.mode", "must be 0600 or 0660, not %s", s.Mode)
+	v.check(s.UID >= -1, "socket.uid", "must be a user's number, or -1 to leave it")
+	v.check(s.GID >= -1, "socket.gid", "must be a group's number, or -1 to leave it")
+	v.check(len(s.AllowedUIDs) > 0, "socket.allowedUIDs", "must name a user; nobody could connect")
+	v.check(len(s.AllowedUIDs) <= maxUIDs, "socket.allowedUIDs", "names %d users; at most %d", len(s.AllowedUIDs), maxUIDs)
+}
+
+func (v *validator) health(h Health) {
+	if h.Address == "" {
+		v.check(!h.AllowRemote, "health.allowRemote", "needs health.address")
+		return
+	}
+	host, port, err := net.SplitHostPort(h.Address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	switch {
+	case err != nil:
+		v.add("health.address", "must be HOST:PORT%s", not(h.Address))
+	case !h.AllowRemote && !loopback(host):
+		v.add("health.address", "must be a loopback address such as 127.0.0.1:8080%s; health.allowRemote permits others", not(h.Address))
+	}
+}
+
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// not is the end of a message that quotes what stands there.
+func not(s string) string {
+	if s == "" {
+		return ""
+	}
+	if len(s) > 80 {
+		s = s[:80]
+		return fmt.Sprintf(", not %q…", s)
+	}
+	return fmt.Sprintf(", not %q", s)
+}
