@@ -38,7 +38,10 @@ func call(ctx context.Context, p kek.Provider, key []byte, w kek.Wrapped) map[ke
 	operations := map[kek.Op]func() error{
 		kek.OpCurrent: func() error { _, err := p.Current(ctx); return err },
 		kek.OpWrap:    func() error { _, err := p.Wrap(ctx, bytes.Clone(key)); return err },
-		kek.OpUnwrap:  func() error { _, err := p.Unwrap(ctx, w); return err },
+		kek.OpUnwrap: func() error {
+			_, err := p.Unwrap(ctx, kek.Wrapped{Key: w.Key, Ciphertext: bytes.Clone(w.Ciphertext)})
+			return err
+		},
 	}
 	var mu sync.Mutex
 	errs := map[kek.Op]error{}
