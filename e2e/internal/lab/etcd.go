@@ -55,6 +55,19 @@ type Record struct {
 	*kmstypes.EncryptedObject
 }
 
+// Get returns what etcd holds under a key, nil if nothing.
+func (e *Etcd) Get(key string) []byte {
+	e.lab.Helper()
+	resp, err := e.client.Get(e.lab.Context(), key)
+	if err != nil {
+		e.lab.Fatalf("reading etcd: %v", err)
+	}
+	if len(resp.Kvs) == 0 {
+		return nil
+	}
+	return resp.Kvs[0].Value
+}
+
 // recordPrefix begins every value that a KMS v2 plugin's seed encrypted; the
 // provider's name and a colon follow.
 const recordPrefix = "k8s:enc:kms:v2:"

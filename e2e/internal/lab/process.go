@@ -120,6 +120,9 @@ func (l *Lab) dump() {
 func (l *Lab) waitFor(what string, p *Process, limit time.Duration, check func() error) {
 	l.Helper()
 	if err := poll(limit, func() error {
+		if err := l.Context().Err(); err != nil {
+			return fatal{err}
+		}
 		if p != nil && !p.Running() {
 			return fatal{fmt.Errorf("%s has ended: %v\n%s", p.Name, p.cmd.ProcessState, p.tail(15))}
 		}
