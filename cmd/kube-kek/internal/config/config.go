@@ -126,9 +126,9 @@ type Timeouts struct {
 
 // Socket is the unix socket that the plugin listens on.
 type Socket struct {
-	// Path is absolute and at most 107 bytes (unix(7)). Required, except under
-	// systemd's socket activation, where the unit's ListenStream= must be the
-	// same path. Nobody but its owner may write to its directory.
+	// Path is absolute and at most 107 bytes (unix(7)), in a directory that only
+	// its owner may write to. Required. Under systemd's socket activation it is
+	// the unit's ListenStream=.
 	Path string `yaml:"path"`
 
 	// Mode is octal, "0600" (default) or "0660".

@@ -219,7 +219,10 @@ func TestFlagsAndFile(t *testing.T) {
 		}
 	})
 	t.Run("without a file, mistakes name the flags", func(t *testing.T) {
-		d := New(map[string]string{"cluster": "--cluster", "kek.uri": "--kek", "socket.path": "--socket"})
+		d := New()
+		d.Say("cluster", "--cluster")
+		d.Say("kek.uri", "--kek")
+		d.Say("socket.path", "--socket")
 		d.Cluster = "a b"
 		d.Validate()
 		want := []string{
@@ -260,7 +263,7 @@ func TestFilesThatAreNoConfiguration(t *testing.T) {
 
 func TestCredentialsInAURIAreNotRepeated(t *testing.T) {
 	for _, uri := range []string{"awskms://user:hunter2@host/alias/k", "awskms://user:hunter2@ho st/alias/k", "awskms://user:hunter2@[/k"} {
-		d := New(nil)
+		d := New()
 		d.KEK.URI = uri
 		d.Validate()
 		if err := d.Err(); strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "kek.uri: ") {

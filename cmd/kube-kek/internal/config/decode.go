@@ -37,7 +37,7 @@ func ReadFile(path string) (*Document, error) {
 // so that what is read is what stands there. A field without a value is as if
 // it was not there.
 func Parse(name string, data []byte) *Document {
-	d := New(nil)
+	d := New()
 	d.file = name
 	d.APIVersion = ""
 	if len(data) > MaxSize {

@@ -21,25 +21,21 @@ type Document struct {
 
 	file     string
 	lines    map[string]int    // field's path → line in file
-	flags    map[string]string // field's path → flag that says it, or that could
+	flags    map[string]string // field's path → flag that says it, or should
 	mistakes []Mistake
 }
 
-// New returns the defaults as a document without a file. flags maps the paths
-// of fields to the flags that can say them; mistakes then name the flag.
-func New(flags map[string]string) *Document {
-	return &Document{Config: Default(), lines: map[string]int{}, flags: flags}
+// New returns the defaults as a document without a file.
+func New() *Document {
+	return &Document{Config: Default(), lines: map[string]int{}, flags: map[string]string{}}
 }
 
-// Say notes that a flag says the field at path, which is a mistake if the file
-// says it too.
+// Say notes that a flag says the field at path, or should: mistakes then name
+// the flag. It is a mistake if the file says it too.
 func (d *Document) Say(path, flag string) {
 	if line, ok := d.lines[path]; ok {
 		d.Add(path, "said twice, by %s and on line %d of %s; keep one", flag, line, d.file)
 		return
-	}
-	if d.flags == nil {
-		d.flags = map[string]string{}
 	}
 	d.flags[path] = flag
 }
