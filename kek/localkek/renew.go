@@ -30,12 +30,9 @@ const (
 func (r *Ring) Run(ctx context.Context) {
 	ctx = kek.WithPurpose(ctx, kek.Probe)
 	failures := 0
-	for round := 0; ; round++ {
+	for round := 0; ctx.Err() == nil; round++ {
 		started := time.Now()
 		err := r.renew(ctx, round)
-		if ctx.Err() != nil {
-			return
-		}
 		if failures++; err == nil {
 			failures = 0
 		}
@@ -119,7 +116,7 @@ func (r *Ring) renewVersion(ctx context.Context, v *version) error {
 	asked := time.Now()
 	key, err := v.home.Provider.Unwrap(ctx, v.probe)
 	clear(key)
-	if errors.Is(context.Cause(ctx), context.Canceled) {
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		return nil // shutting down: nobody said anything
 	}
 	if err == nil {
@@ -192,6 +189,9 @@ func (r *Ring) ask(ctx context.Context, h *home) (kek.KeyRef, error) {
 	defer cancel()
 	tried := time.Now()
 	ref, err := h.Provider.Current(ctx)
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return kek.KeyRef{}, err // shutting down: nobody said anything
+	}
 	ref = cut(ref)
 	if known := h.knownID(); err == nil && known != "" && known != ref.ID {
 		err = &kek.Error{Op: kek.OpCurrent, Key: ref, Kind: kek.Invalid, Err: fmt.Errorf("the home answers for another key than %s", known)}
