@@ -13,6 +13,7 @@ import (
 // What etcd holds of a Secret is ciphertext under a key ID that names the KEK,
 // and the apiserver reads it back, with and without what it has in memory.
 func TestSecretsAreStoredUnderTheKeyIDOfTheirHomeAndReadBack(t *testing.T) {
+	t.Parallel()
 	homes := []struct {
 		name string
 		kek  func(*lab.Lab) lab.KEK

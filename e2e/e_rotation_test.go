@@ -12,6 +12,7 @@ import (
 // writes use it, and old Secrets stay readable under the version that they were
 // written with.
 func TestARotationOfTheKEKMovesNewWritesToANewKeyIDAndLeavesOldSecretsReadable(t *testing.T) {
+	t.Parallel()
 	homes := []struct {
 		name string
 		home func(*lab.Lab) (kek lab.KEK, rotate func())

@@ -31,6 +31,7 @@ var homes = []struct {
 }
 
 func TestWhatIsStoredComesBackAndBelongsToItsEtcdKeyAlone(t *testing.T) {
+	t.Parallel()
 	for _, home := range homes {
 		t.Run(home.name, func(t *testing.T) {
 			t.Parallel()
@@ -59,6 +60,7 @@ func TestWhatIsStoredComesBackAndBelongsToItsEtcdKeyAlone(t *testing.T) {
 }
 
 func TestAColdAPIServerAndAColdPluginReadWhatWasStoredBefore(t *testing.T) {
+	t.Parallel()
 	for _, home := range homes {
 		t.Run(home.name, func(t *testing.T) {
 			t.Parallel()
@@ -77,6 +79,7 @@ func TestAColdAPIServerAndAColdPluginReadWhatWasStoredBefore(t *testing.T) {
 }
 
 func TestARotationMakesOldRecordsStaleAndARewriteMakesThemFresh(t *testing.T) {
+	t.Parallel()
 	for _, home := range homes {
 		t.Run(home.name, func(t *testing.T) {
 			t.Parallel()
@@ -188,8 +191,11 @@ func TestWritesStopThreeMinutesAfterTheKMSHasSaidNoAndNotBefore(t *testing.T) {
 	cold.mustBeHealthy(t)
 	cold.wantRead(t, "a", stored, "before", fresh)
 	cold.store(t, "b", "again")
-	s.mustBeHealthy(t)
-	s.store(t, "b", "again")
+	l.Eventually("writes of the apiserver that was there all the time", 40*time.Second, func() error {
+		s.health() // its last good answer, from before, is kept for 20 s
+		_, err := s.ToStorage(t, "b", "again")
+		return err
+	})
 }
 
 const (

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+
+	"github.com/kube-kek/kube-kek/e2e/internal/parts"
 )
 
 // Host is who runs a lab: a *testing.T, or the demo. A lab has no errors to
@@ -29,6 +31,7 @@ type Lab struct {
 	Etcd *Etcd
 
 	mu        sync.Mutex
+	paths     map[parts.Part]string
 	processes []*Process
 	apiserver apiserverFiles
 	pluginEnv []string // credentials of the plugin
@@ -51,7 +54,7 @@ func Bare(h Host) *Lab {
 	if err != nil {
 		h.Fatalf("%v", err)
 	}
-	l := &Lab{Host: h, Dir: dir}
+	l := &Lab{Host: h, Dir: dir, paths: map[parts.Part]string{}}
 	h.Cleanup(func() {
 		for _, p := range l.processes {
 			p.Kill()
@@ -62,6 +65,21 @@ func Bare(h Host) *Lab {
 		os.RemoveAll(dir)
 	})
 	return l
+}
+
+// part returns the path of a program, built at its first use.
+func (l *Lab) part(p parts.Part) string {
+	l.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.paths[p] == "" {
+		path, err := parts.Path(l.Context(), p)
+		if err != nil {
+			l.Fatalf("%v", err)
+		}
+		l.paths[p] = path
+	}
+	return l.paths[p]
 }
 
 // Write puts a file that only we can read into the lab's folder.

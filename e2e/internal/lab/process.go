@@ -27,10 +27,7 @@ type Process struct {
 // caller's own (AWS credentials, say) gets into a test.
 func (l *Lab) run(name string, part parts.Part, env []string, args ...string) *Process {
 	l.Helper()
-	path, err := parts.Path(l.Context(), part)
-	if err != nil {
-		l.Fatalf("%v", err)
-	}
+	path := l.part(part)
 	p := &Process{Name: name, Log: filepath.Join(l.Dir, name+".log"), done: make(chan struct{})}
 	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {

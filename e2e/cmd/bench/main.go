@@ -1,0 +1,254 @@
+// Bench measures the figures of the README: the daemon as a process, over its
+// socket, against baselines in the same run. It prints a table and ends with
+// status 1 if a figure is not reached.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	v2 "k8s.io/kms/apis/v2"
+
+	"github.com/kube-kek/kube-kek/e2e/internal/lab"
+	"github.com/kube-kek/kube-kek/e2e/internal/parts"
+	"github.com/kube-kek/kube-kek/kek/awskms/awskmstest"
+)
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == "bare" {
+		fmt.Fprintln(os.Stderr, serveBare(os.Args[2]))
+		os.Exit(1)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(lab.Main(ctx, func(h lab.Host) { run(h) }))
+}
+
+// figure is one line of the table.
+type figure struct {
+	what    string
+	target  string
+	got     string
+	reached bool
+}
+
+type bench struct {
+	lab.Host
+	figures []figure
+}
+
+// atMost and atLeast add a figure with its bound. The format is of both.
+func (b *bench) atMost(what, format string, bound, got float64) {
+	b.add(what, "≤ "+fmt.Sprintf(format, bound), fmt.Sprintf(format, got), got <= bound)
+}
+
+func (b *bench) atLeast(what, format string, bound, got float64) {
+	b.add(what, "≥ "+fmt.Sprintf(format, bound), fmt.Sprintf(format, got), got >= bound)
+}
+
+func (b *bench) add(what, target, got string, reached bool) {
+	b.Logf("%s: %s (%s)", what, got, target)
+	b.figures = append(b.figures, figure{what, target, got, reached})
+}
+
+func (b *bench) must(err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatalf("%v", err)
+	}
+}
+
+func run(h lab.Host) {
+	b := &bench{Host: h}
+	b.perCall()
+	b.coldSeeds()
+	b.steadyState()
+	b.footprint()
+	b.overhead()
+
+	fmt.Println("\n| figure | to reach | measured |\n|---|---|---|")
+	missed := 0
+	for _, f := range b.figures {
+		mark := ""
+		if !f.reached {
+			mark, missed = " **missed**", missed+1
+		}
+		fmt.Printf("| %s | %s | %s%s |\n", f.what, f.target, f.got, mark)
+	}
+	if missed > 0 {
+		b.Fatalf("%d figures were not reached", missed)
+	}
+}
+
+// perCall compares Encrypt and warm Decrypt with the bare service.
+func (b *bench) perCall() {
+	l := lab.Bare(b)
+	p := l.StartPlugin(lab.Config{KEK: l.CreateKeyset("keyset.json").KEK()})
+	baseline := b.startBare(filepath.Join(l.Dir, "bare.sock"))
+	ctx := b.Context()
+
+	warm, err := decryptOf(ctx, p.KMS)
+	b.must(err)
+	bareDecrypt, err := decryptOf(ctx, baseline)
+	b.must(err)
+	for _, m := range []struct {
+		name           string
+		ours, baseline target
+	}{
+		{"Encrypt", encryptOf(p.KMS), encryptOf(baseline)},
+		{"warm Decrypt", warm, bareDecrypt},
+	} {
+		p50, _, err := compare(ctx, m.ours, m.baseline, 1, 3000, 9)
+		b.must(err)
+		b.atMost(m.name+", 1 caller: p50 against a bare gRPC service", "%.2f×", 1.15, p50)
+		_, throughput, err := compare(ctx, m.ours, m.baseline, 64, 20000, 9)
+		b.must(err)
+		b.atLeast(m.name+", 64 callers: throughput against it", "%.2f×", 0.85, throughput)
+	}
+	_, err = load(ctx, warm, 64, 100_000)
+	b.must(err)
+	b.atMost("resident memory after that and 100,000 requests more", "%.1f MiB", 25, b.resident(p))
+}
+
+// startBare runs this program again as the baseline, a process of its own as the
+// daemon is.
+func (b *bench) startBare(socket string) v2.KeyManagementServiceClient {
+	self, err := os.Executable()
+	b.must(err)
+	cmd := exec.Command(self, "bare", socket)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	b.must(cmd.Start())
+	b.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	b.must(err)
+	b.Cleanup(func() { conn.Close() })
+	kms := v2.NewKeyManagementServiceClient(conn)
+	_, err = kms.Status(b.Context(), &v2.StatusRequest{}, grpc.WaitForReady(true))
+	b.must(err)
+	return kms
+}
+
+// coldSeeds compares a restart of the plugin and of kube-apiserver, which then
+// asks for all its seeds one after the other, with and without local KEKs.
+func (b *bench) coldSeeds() {
+	const seeds, localKEKs = 200, 3
+	l := lab.Bare(b)
+	aws := l.StartAWSDirect()
+	cold := func(c lab.Config, starts int) (time.Duration, int) {
+		c.KEK = aws.KEK()
+		p := l.StartPlugin(c)
+		var records []*v2.DecryptRequest
+		for i := range seeds {
+			if i > 0 && i%(seeds/starts+1) == 0 {
+				p.Restart() // a plugin start makes a local KEK
+			}
+			sealed, err := p.KMS.Encrypt(b.Context(), &v2.EncryptRequest{Plaintext: newSeed(), Uid: uid}, grpc.WaitForReady(true))
+			b.must(err)
+			records = append(records, requestFor(sealed))
+		}
+		p.Restart()
+		aws.Server.SetFault(awskmstest.Fault{Latency: 20 * time.Millisecond})
+		defer aws.Server.SetFault()
+		calls := p.Metrics().Sum("kube_kek_kms_requests_total", "purpose", "request")
+		start := time.Now()
+		for _, r := range records {
+			_, err := p.KMS.Decrypt(b.Context(), r)
+			b.must(err)
+		}
+		took := time.Since(start)
+		calls = p.Metrics().Sum("kube_kek_kms_requests_total", "purpose", "request") - calls
+		p.Stop()
+		return took, int(calls)
+	}
+	took, calls := cold(lab.Config{}, localKEKs)
+	strict, strictCalls := cold(lab.Config{Lease: "0", MaxUses: 1}, 1)
+	b.atMost("200 cold seeds under 3 local KEKs, KMS 20 ms away: KMS calls", "%.0f", localKEKs, float64(calls))
+	b.atLeast(fmt.Sprintf("the same against the strict mode (%d calls): faster", strictCalls), "%.0f×", 30, strict.Seconds()/took.Seconds())
+}
+
+// steadyState runs an hour a hundred times as fast: Renew is 3 s instead of 5
+// minutes, and Status is asked every 600 ms instead of every minute.
+func (b *bench) steadyState() {
+	const hour = 36 * time.Second
+	l := lab.Bare(b)
+	aws := l.StartAWSDirect()
+	p := l.StartPlugin(lab.Config{KEK: aws.KEK(), Renew: "3s"})
+	defer p.Stop()
+	before := aws.Calls()
+	statuses := 0
+	for end := time.Now().Add(hour); time.Now().Before(end); time.Sleep(600 * time.Millisecond) {
+		_, err := p.Status()
+		b.must(err)
+		statuses++
+	}
+	b.atMost("KMS calls per node and hour in the steady state (an hour scaled to 36 s)", "%.0f", 40, float64(aws.Calls()-before))
+	b.atMost(fmt.Sprintf("of them caused by its %d Statuses", statuses), "%.0f", 0,
+		p.Metrics().Sum("kube_kek_kms_requests_total", "purpose", "request"))
+}
+
+// footprint measures the binary and its start.
+func (b *bench) footprint() {
+	binary, err := parts.Path(b.Context(), parts.Daemon)
+	b.must(err)
+	info, err := os.Stat(binary)
+	b.must(err)
+	b.atMost("daemon with these two homes, stripped", "%.1f MB", 25, float64(info.Size())/1e6)
+
+	l := lab.Bare(b)
+	p := l.NewPlugin(lab.Config{KEK: l.CreateKeyset("keyset.json").KEK()})
+	best := time.Hour
+	for range 5 {
+		start := time.Now()
+		p.Start()
+		for {
+			if _, err := p.KMS.Status(b.Context(), &v2.StatusRequest{}); err == nil {
+				break
+			}
+			if time.Since(start) > 10*time.Second {
+				b.Fatalf("the daemon does not start")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		best = min(best, time.Since(start))
+		p.Stop()
+	}
+	b.atMost("start to serving on the keyset, best of 5", "%.0f ms", 100, float64(best.Milliseconds()))
+}
+
+// overhead weighs what the plugin adds to each Secret in etcd.
+func (b *bench) overhead() {
+	l := lab.Bare(b)
+	p := l.StartPlugin(lab.Config{KEK: l.StartAWSDirect().KEK()})
+	sealed, err := p.KMS.Encrypt(b.Context(), &v2.EncryptRequest{Plaintext: newSeed(), Uid: uid})
+	b.must(err)
+	n := len(sealed.KeyId) + len(sealed.Ciphertext)
+	for name, value := range sealed.Annotations {
+		n += len(name) + len(value)
+	}
+	b.atMost("overhead per record with an AWS ARN", "%.0f bytes", 420, float64(n))
+}
+
+// resident returns VmRSS in MiB.
+func (b *bench) resident(p *lab.Plugin) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	b.must(err)
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+			b.must(err)
+			return kib / 1024
+		}
+	}
+	b.Fatalf("no VmRSS of process %d", p.PID())
+	return 0
+}
