@@ -29,7 +29,6 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -90,7 +89,7 @@ func (p *Provider) Current(ctx context.Context) (kek.KeyRef, error) {
 		notes = append(notes, p.staticNote)
 	}
 
-	unusable := usable(md)
+	kind, unusable := usable(md)
 	if unusable == nil {
 		r := p.rotationOf(ctx, ref, facts.Created)
 		facts.VersionCreated, facts.Rotation = r.versionCreated, r.setting
@@ -101,7 +100,7 @@ func (p *Provider) Current(ctx context.Context) (kek.KeyRef, error) {
 	p.facts = facts
 	p.mu.Unlock()
 	if unusable != nil {
-		return kek.KeyRef{}, &kek.Error{Op: kek.OpCurrent, Key: ref, Kind: kek.KindOf(unusable), Err: unusable}
+		return kek.KeyRef{}, &kek.Error{Op: kek.OpCurrent, Key: kek.KeyRef{ID: ref.ID}, Kind: kind, Err: unusable}
 	}
 	p.keepTo(ref.ID)
 	return ref, nil
@@ -133,7 +132,7 @@ func (p *Provider) describeWatched(ctx context.Context) (md *types.KeyMetadata, 
 func (p *Provider) describe(ctx context.Context, op kek.Op, name string) (*types.KeyMetadata, error) {
 	out, err := p.kms.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: &name})
 	if err != nil {
-		return nil, p.fail(ctx, op, "kms:DescribeKey", err)
+		return nil, p.fail(op, "kms:DescribeKey", err)
 	}
 	if out.KeyMetadata == nil || out.KeyMetadata.Arn == nil {
 		return nil, p.garbled(op, "DescribeKey")
@@ -141,21 +140,21 @@ func (p *Provider) describe(ctx context.Context, op kek.Op, name string) (*types
 	return out.KeyMetadata, nil
 }
 
-// usable says why a key cannot wrap; the error holds its Kind.
-func usable(md *types.KeyMetadata) error {
+// usable says why a key cannot wrap, and what that means.
+func usable(md *types.KeyMetadata) (kek.Kind, error) {
 	switch {
 	case md.KeyUsage != types.KeyUsageTypeEncryptDecrypt || md.KeySpec != types.KeySpecSymmetricDefault:
-		return fmt.Errorf("%w: key spec %s with usage %s: a KEK must be %s with usage %s", kek.Invalid,
+		return kek.Invalid, fmt.Errorf("key spec %s with usage %s: a KEK must be %s with usage %s",
 			md.KeySpec, md.KeyUsage, types.KeySpecSymmetricDefault, types.KeyUsageTypeEncryptDecrypt)
 	case md.KeyState == types.KeyStateEnabled || md.KeyState == types.KeyStateUpdating:
-		return nil
+		return kek.Unknown, nil
 	case md.KeyState == types.KeyStateUnavailable || md.KeyState == types.KeyStateCreating:
-		return fmt.Errorf("%w: key state %s", kek.Unavailable, md.KeyState)
+		return kek.Unavailable, fmt.Errorf("key state %s", md.KeyState)
 	case md.DeletionDate != nil:
-		return fmt.Errorf("%w: key state %s, deleted at %s: cancel the deletion and enable the key", kek.KeyDisabled,
+		return kek.KeyDisabled, fmt.Errorf("key state %s, gone after %s: cancel the deletion and enable the key",
 			md.KeyState, md.DeletionDate.UTC().Format(time.RFC3339))
 	}
-	return fmt.Errorf("%w: key state %s", kek.KeyDisabled, md.KeyState)
+	return kek.KeyDisabled, fmt.Errorf("key state %s", md.KeyState)
 }
 
 func stateOf(s types.KeyState) kek.State {
@@ -189,7 +188,7 @@ func (p *Provider) Wrap(ctx context.Context, plaintext []byte) (kek.Wrapped, err
 	}
 	out, err := p.kms.Encrypt(ctx, &kms.EncryptInput{KeyId: &arn, Plaintext: plaintext, EncryptionContext: p.binding})
 	if err != nil {
-		return kek.Wrapped{}, p.fail(ctx, kek.OpWrap, "kms:Encrypt", err)
+		return kek.Wrapped{}, p.fail(kek.OpWrap, "kms:Encrypt", err)
 	}
 	if len(out.CiphertextBlob) == 0 {
 		return kek.Wrapped{}, p.garbled(kek.OpWrap, "Encrypt")
@@ -223,7 +222,7 @@ func (p *Provider) decrypt(ctx context.Context, op kek.Op, arn string, ciphertex
 	out, err := p.kms.Decrypt(ctx, &kms.DecryptInput{KeyId: &arn, CiphertextBlob: ciphertext, EncryptionContext: p.binding})
 	switch {
 	case err != nil:
-		return nil, "", p.fail(ctx, op, "kms:Decrypt", err)
+		return nil, "", p.fail(op, "kms:Decrypt", err)
 	case len(out.Plaintext) == 0 || aws.ToString(out.KeyId) != arn:
 		clear(out.Plaintext)
 		return nil, "", p.garbled(op, "Decrypt")
@@ -273,7 +272,7 @@ func (p *Provider) Facts() kek.Facts {
 func (p *Provider) Identity(ctx context.Context) (string, error) {
 	out, err := p.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
 	if err != nil {
-		return "", p.fail(ctx, kek.OpIdentity, "sts:GetCallerIdentity", err)
+		return "", p.fail(kek.OpIdentity, "sts:GetCallerIdentity", err)
 	}
 	return aws.ToString(out.Arn), nil
 }
@@ -282,12 +281,4 @@ func (p *Provider) Identity(ctx context.Context) (string, error) {
 func (p *Provider) Close() error {
 	p.http.CloseIdleConnections()
 	return nil
-}
-
-// newProvider is New's last step.
-func newProvider(c Config, arn string, client *http.Client, kmsClient *kms.Client, stsClient *sts.Client, staticNote string) *Provider {
-	return &Provider{
-		name: c.Key, arn: arn, binding: maps.Clone(c.Binding),
-		http: client, kms: kmsClient, sts: stsClient, staticNote: staticNote,
-	}
 }

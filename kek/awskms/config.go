@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -103,7 +104,10 @@ func New(ctx context.Context, c Config) (*Provider, error) {
 	if err := checkEndpoint(aws.ToString(kmsClient.Options().BaseEndpoint)); err != nil {
 		return nil, err
 	}
-	return newProvider(c, arn, client, kmsClient, sts.NewFromConfig(cfg), note), nil
+	return &Provider{
+		name: c.Key, arn: arn, binding: maps.Clone(c.Binding),
+		http: client, kms: kmsClient, sts: sts.NewFromConfig(cfg), staticNote: note,
+	}, nil
 }
 
 // requestTimeout ends requests that no caller's deadline ends: the SDK fetches

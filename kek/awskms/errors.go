@@ -54,8 +54,8 @@ type credentialsError struct{ error }
 func (e *credentialsError) Unwrap() error { return e.error }
 
 // fail makes the contract's error of what a call of the SDK returned.
-func (p *Provider) fail(ctx context.Context, op kek.Op, permission string, err error) error {
-	kind, cause := judge(ctx, err)
+func (p *Provider) fail(op kek.Op, permission string, err error) error {
+	kind, cause := judge(err)
 	e := &kek.Error{Op: op, Key: kek.KeyRef{ID: p.id()}, Kind: kind, Err: cause}
 	switch kind {
 	case kek.Denied:
@@ -85,17 +85,14 @@ func (p *Provider) id() string {
 }
 
 // judge tells what an error of the SDK means, and words it without the SDK's
-// layers. Whatever it does not know to be an answer of AWS is left out of the
-// text: a garbled body could hold anything.
-func judge(ctx context.Context, err error) (kek.Kind, error) {
+// layers. An answer that is not one of AWS is not quoted: it could hold anything.
+func judge(err error) (kek.Kind, error) {
 	kind, cause := judgeAnswer(err)
 	var credentials *credentialsError
 	switch {
-	case kind == kek.Unavailable && ctx.Err() != nil:
-		return kek.Unavailable, fmt.Errorf("no answer in time: %w", context.Cause(ctx))
 	case !errors.As(err, &credentials):
 		return kind, cause
-	case kind.Temporary() && fromSTS(err):
+	case kind.Temporary() && !fromInstance(err):
 		return kind, fmt.Errorf("getting AWS credentials: %w", cause)
 	case kind == kek.Unknown:
 		cause = credentials.error
@@ -109,7 +106,6 @@ func judgeAnswer(err error) (kek.Kind, error) {
 		resp    *smithyhttp.ResponseError
 		garbled *smithy.DeserializationError
 		params  smithy.InvalidParamsError
-		send    *smithyhttp.RequestSendError
 		at      *url.Error
 	)
 	answered := errors.As(err, &resp) && resp.Response != nil && resp.Response.Response != nil
@@ -126,8 +122,10 @@ func judgeAnswer(err error) (kek.Kind, error) {
 		return kek.Invalid, params
 	case errors.As(err, &at):
 		return kek.Unavailable, fmt.Errorf("no answer: %w", at.Err)
-	case errors.As(err, &send), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return kek.Unavailable, errors.New("no answer")
+	case errors.Is(err, context.Canceled):
+		return kek.Unavailable, fmt.Errorf("no answer: %w", context.Canceled)
+	case errors.Is(err, context.DeadlineExceeded):
+		return kek.Unavailable, fmt.Errorf("no answer: %w", context.DeadlineExceeded)
 	}
 	return kek.Unknown, err
 }
@@ -160,12 +158,12 @@ func requestID(err error) string {
 	return ""
 }
 
-// fromSTS tells an outage of STS, which ends, from a machine that has no
-// metadata service to ask for a role.
-func fromSTS(err error) bool {
+// fromInstance reports whether the instance metadata service failed. The SDK
+// asks it last, so that mostly means a machine that was given no credentials.
+func fromInstance(err error) bool {
 	var op *smithy.OperationError
 	for errors.As(err, &op) {
-		if op.ServiceID == "STS" {
+		if op.ServiceID == "ec2imds" {
 			return true
 		}
 		err = op.Err

@@ -31,7 +31,7 @@ func (p *Provider) rotationOf(ctx context.Context, ref kek.KeyRef, keyCreated ti
 	}
 	r, complete := rotation{of: ref}, true
 	lacks := func(permission, what string, err error) {
-		switch kind := kek.KindOf(p.fail(ctx, kek.OpCurrent, permission, err)); {
+		switch kind, _ := judge(err); {
 		case kind == kek.Denied:
 			r.notes = append(r.notes, fmt.Sprintf("%s is not known: %s is denied.", what, permission))
 		case kind.Temporary():
