@@ -84,9 +84,11 @@ func NewService(c Config) *Service {
 func (s *Service) Status(context.Context, *v2.StatusRequest) (*v2.StatusResponse, error) {
 	keyID, err := s.ring.KeyID()
 	if err != nil {
-		if s.lastStatus.set(err.Error()) {
+		// The Kind and not the text: a home's error may hold a request ID, and
+		// kube-apiserver asks every 10 seconds.
+		if kind := kek.KindOf(err).String(); s.lastStatus.set(kind) {
 			s.log.Warn("not ready to encrypt; kube-apiserver writes on for 3 minutes at most",
-				"method", "Status", "kind", kek.KindOf(err).String(), "error", err.Error())
+				"method", "Status", "kind", kind, "error", err.Error())
 		}
 		return nil, statusError("Status", err)
 	}
@@ -233,4 +235,3 @@ func (o *onChange) set(text string) bool {
 	o.text = text
 	return changed
 }
-

@@ -93,6 +93,8 @@ func CheckSocketPath(path string) error {
 		return fmt.Errorf("socket %q: abstract sockets have no file mode, so any process on the node could connect; use a path", path)
 	case !filepath.IsAbs(path):
 		return fmt.Errorf("socket %q: the path must be absolute", path)
+	case path != filepath.Clean(path):
+		return fmt.Errorf("socket %q: write the path as %s", path, filepath.Clean(path))
 	case len(path) > maxSocketPath:
 		return fmt.Errorf("socket %s: the path has %d bytes, at most %d", path, len(path), maxSocketPath)
 	}
