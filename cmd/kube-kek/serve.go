@@ -102,6 +102,9 @@ func serve(ctx context.Context, c config.Config, homes []localkek.Home, registry
 
 	service := plugin.NewService(plugin.Config{Ring: ring, Audit: audit, Logger: log, CallTimeout: time.Duration(c.Timeouts.Call)})
 	log.Info("listening", "socket", c.Socket.Path)
+	if err := releaseImage(); err != nil {
+		log.Debug("memory that starting has touched stays resident", "error", err.Error())
+	}
 	return plugin.Serve(ctx, plugin.NewServer(service, metrics, log), lis, plugin.DrainTimeout, log)
 }
 

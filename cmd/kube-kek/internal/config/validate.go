@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,14 +29,18 @@ const (
 	maxEpoch    = 999
 )
 
-var (
-	clusterName  = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
-	bindingName  = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
-	bindingValue = regexp.MustCompile(`^[ -~]{1,256}$`)
-	awsRegion    = regexp.MustCompile(`^[a-z]{2,}(-[a-z0-9]+)+$`)
-	awsRole      = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/[!-~]{1,512}$`)
-	awsExternal  = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]{2,1000}$`)
-)
+// word reports whether s is 1 to most letters, digits and characters of more,
+// with a letter or digit at both ends.
+func word(s string, most int, more string) bool {
+	return len(s) >= 1 && len(s) <= most && only(s, more) && only(s[:1]+s[len(s)-1:], "")
+}
+
+// only reports whether s holds nothing but ASCII letters, digits and more.
+func only(s, more string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune(more, r)
+	})
+}
 
 // Validate returns what is wrong with c, as far as c itself can tell: it opens
 // no file and asks no network. Which schemes exist and what their keys look
@@ -46,7 +49,7 @@ func (c Config) Validate() []Mistake {
 	v := &validator{}
 	v.check(c.APIVersion == APIVersion, "apiVersion", "must be %s%s", APIVersion, not(c.APIVersion))
 	if v.required("cluster", c.Cluster) {
-		v.check(clusterName.MatchString(c.Cluster), "cluster",
+		v.check(word(c.Cluster, 63, "-_."), "cluster",
 			"must be 1 to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends%s", not(c.Cluster))
 	}
 	v.binding(c.Binding)
@@ -103,12 +106,14 @@ func (v *validator) binding(b map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(b)) {
 		at := join("binding", name)
 		switch {
-		case !bindingName.MatchString(name):
+		case !word(name, 63, "-_./"):
 			v.add(at, "a name is 1 to 63 letters, digits, '-', '_', '.' and '/'")
 		case strings.HasPrefix(name, "kube-kek.io/"):
 			v.add(at, "names that begin with kube-kek.io/ are our own")
 		}
-		v.check(bindingValue.MatchString(b[name]), at, "must be 1 to 256 printable ASCII characters")
+		value := b[name]
+		printable := !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' })
+		v.check(len(value) >= 1 && len(value) <= 256 && printable, at, "must be 1 to 256 printable ASCII characters")
 	}
 }
 
@@ -144,20 +149,27 @@ func (v *validator) aws(k Named, u URI) {
 		v.check(a == AWS{}, at, "only goes with an awskms URI, not with %s", u.Scheme)
 		return
 	}
-	v.check(a.Region == "" || awsRegion.MatchString(a.Region), at+".region", "must be a region such as eu-west-1%s", not(a.Region))
+	v.check(a.Region == "" || word(a.Region, 63, "-"), at+".region", "must be a region such as eu-west-1%s", not(a.Region))
 	if a.Endpoint != "" && u.Host != "" {
 		v.add(at+".endpoint", "%s.uri names the endpoint %s already; keep one", k.Path, u.Host)
 	} else if a.Endpoint != "" {
 		v.endpoint(at+".endpoint", a.Endpoint)
 	}
-	v.check(a.RoleARN == "" || awsRole.MatchString(a.RoleARN), at+".roleARN", "must be arn:aws:iam::ACCOUNT:role/NAME%s", not(a.RoleARN))
+	v.check(a.RoleARN == "" || isRoleARN(a.RoleARN), at+".roleARN", "must be arn:aws:iam::ACCOUNT:role/NAME%s", not(a.RoleARN))
 	if a.ExternalID != "" {
 		v.check(a.RoleARN != "", at+".externalID", "is sent when a role is assumed; it needs %s.roleARN", at)
-		v.check(awsExternal.MatchString(a.ExternalID), at+".externalID", "must be 2 to 1000 letters, digits and _+=,.@:/-")
+		v.check(len(a.ExternalID) >= 2 && len(a.ExternalID) <= 1224 && only(a.ExternalID, "_+=,.@:/-"), at+".externalID", "must be 2 to 1224 letters, digits and _+=,.@:/-")
 	}
 	if a.CABundle != "" {
 		v.file(at+".caBundle", a.CABundle)
 	}
+}
+
+// isRoleARN looks at the form arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME.
+func isRoleARN(s string) bool {
+	f := strings.SplitN(s, ":", 6)
+	return len(f) == 6 && f[0] == "arn" && strings.HasPrefix(f[1], "aws") && f[2] == "iam" && f[3] == "" &&
+		len(f[4]) == 12 && strings.HasPrefix(f[5], "role/") && len(s) <= 2048 && only(s, ":-_+=,.@/")
 }
 
 func (v *validator) endpoint(at, s string) {
