@@ -2,6 +2,7 @@ package localkek
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"time"
 
@@ -15,11 +16,24 @@ import (
 // A record that is damaged or foreign is [kek.Corrupt] or [kek.Invalid]; a KEK
 // that cannot be had gives its home's Kind.
 func (r *Ring) Open(ctx context.Context, s Sealed) ([]byte, error) {
-	keyID, err := ParseKeyID(s.KeyID)
+	annotation, err := s.annotation()
 	if err != nil {
 		return nil, err
 	}
-	annotation, err := s.annotation()
+	if err := checkCiphertext(s.Ciphertext); err != nil {
+		return nil, err
+	}
+	if err := checkSizes(s.KeyID, annotation); err != nil {
+		return nil, err
+	}
+	// A local KEK is in memory under the hash of what it is bound to, key ID and
+	// annotation among it, so what is found was taken apart and checked before.
+	aad := additionalData(r.cfg.Cluster, s.KeyID, annotation)
+	if k := r.held(sha256.Sum256(aad)); k != nil {
+		return r.open(k, s.Ciphertext)
+	}
+
+	keyID, err := ParseKeyID(s.KeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -27,20 +41,12 @@ func (r *Ring) Open(ctx context.Context, s Sealed) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkCiphertext(s.Ciphertext); err != nil {
-		return nil, err
-	}
 	h, err := r.homeOf(keyID)
 	if err != nil {
 		return nil, err
 	}
-
 	wrapped := kek.Wrapped{Key: kek.KeyRef{ID: keyID.ID, Version: keyID.Version}, Ciphertext: ownWrap(wraps)}
-	k := r.memory(h, s.KeyID, wrapped, annotation)
-	if held := r.held(k.id); held != nil {
-		return r.open(held, s.Ciphertext)
-	}
-	k, asked, err := r.fetch(ctx, k)
+	k, asked, err := r.fetch(ctx, newMemory(h, s.KeyID, wrapped, annotation, aad))
 	if err != nil {
 		return nil, fmt.Errorf("opening a record under %s: %w", s.KeyID, err)
 	}

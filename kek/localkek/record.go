@@ -163,6 +163,17 @@ func (s Sealed) annotation() ([]byte, error) {
 	return value, nil
 }
 
+// checkSizes refuses what is too large to be ours before it is framed and hashed.
+func checkSizes(keyID string, annotation []byte) error {
+	switch {
+	case len(keyID) > MaxKeyID:
+		return fmt.Errorf("key ID %s is not of this plugin: %d bytes, at most %d: %w", quoteCut(keyID), len(keyID), MaxKeyID, kek.Invalid)
+	case len(annotation) > maxAnnotation:
+		return fmt.Errorf("annotation %s of %d bytes, at most %d: %w", AnnotationName, len(annotation), maxAnnotation, kek.Invalid)
+	}
+	return nil
+}
+
 // checkCiphertext refuses what cannot be a sealed seed before anyone is asked.
 func checkCiphertext(c []byte) error {
 	switch {

@@ -323,17 +323,16 @@ func (r *Ring) make(ctx context.Context) (*localKEK, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := r.memory(h, keyID, w, annotation)
+	k := newMemory(h, keyID, w, annotation, additionalData(r.cfg.Cluster, keyID, annotation))
 	if k.sealer, err = newSealer(key); err != nil {
 		return nil, fmt.Errorf("new local KEK under %s: %w", keyID, err)
 	}
 	return k, r.install(k, heard)
 }
 
-// memory returns a local KEK without its key, of a version of its own until the
-// ring has agreed to it.
-func (r *Ring) memory(h *home, keyID string, w kek.Wrapped, annotation []byte) *localKEK {
-	aad := additionalData(r.cfg.Cluster, keyID, annotation)
+// newMemory returns a local KEK without its key, of a version of its own until
+// the ring has agreed to it.
+func newMemory(h *home, keyID string, w kek.Wrapped, annotation, aad []byte) *localKEK {
 	return &localKEK{
 		id: sha256.Sum256(aad), keyID: keyID, version: &version{home: h, keyID: keyID, probe: w},
 		wrapped: w, annotation: annotation, aad: aad,
