@@ -31,7 +31,9 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(lab.Main(ctx, func(h lab.Host) { run(h) }))
+	missed := 0
+	status := lab.Main(ctx, func(h lab.Host) { missed = run(h) })
+	os.Exit(max(status, min(missed, 1)))
 }
 
 // figure is one line of the table.
@@ -68,7 +70,8 @@ func (b *bench) must(err error) {
 	}
 }
 
-func run(h lab.Host) {
+// run prints the table and returns how many figures were missed.
+func run(h lab.Host) (missed int) {
 	b := &bench{Host: h}
 	b.perCall()
 	b.coldSeeds()
@@ -77,7 +80,6 @@ func run(h lab.Host) {
 	b.overhead()
 
 	fmt.Println("\n| figure | to reach | measured |\n|---|---|---|")
-	missed := 0
 	for _, f := range b.figures {
 		mark := ""
 		if !f.reached {
@@ -85,9 +87,7 @@ func run(h lab.Host) {
 		}
 		fmt.Printf("| %s | %s | %s%s |\n", f.what, f.target, f.got, mark)
 	}
-	if missed > 0 {
-		b.Fatalf("%d figures were not reached", missed)
-	}
+	return missed
 }
 
 // perCall compares Encrypt and warm Decrypt with the bare service.
@@ -210,19 +210,30 @@ func (b *bench) footprint() {
 	for range 5 {
 		start := time.Now()
 		p.Start()
-		for {
-			if _, err := p.KMS.Status(b.Context(), &v2.StatusRequest{}); err == nil {
-				break
-			}
-			if time.Since(start) > 10*time.Second {
-				b.Fatalf("the daemon does not start")
-			}
-			time.Sleep(time.Millisecond)
-		}
+		b.answers(p.Socket)
 		best = min(best, time.Since(start))
 		p.Stop()
 	}
 	b.atMost("start to serving on the keyset, best of 5", "%.0f ms", 100, float64(best.Milliseconds()))
+}
+
+// answers waits for a good Status, each time over a connection of its own: gRPC
+// waits a second before it dials again.
+func (b *bench) answers(socket string) {
+	for range 5000 {
+		time.Sleep(time.Millisecond)
+		if _, err := os.Stat(socket); err != nil {
+			continue
+		}
+		conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		b.must(err)
+		_, err = v2.NewKeyManagementServiceClient(conn).Status(b.Context(), &v2.StatusRequest{})
+		conn.Close()
+		if err == nil {
+			return
+		}
+	}
+	b.Fatalf("the daemon does not start")
 }
 
 // overhead weighs what the plugin adds to each Secret in etcd.
