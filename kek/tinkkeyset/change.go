@@ -33,11 +33,20 @@ func Create(path string) (kek.KeyRef, error) {
 
 // Rotate adds an AES-256-GCM key to the keyset at path and makes it current. The
 // old keys stay and open what they wrapped. The file is replaced at once, keeps
-// its mode and owner, and is on disk when Rotate returns. A Rotate or Create in
-// the same directory waits for another.
+// its mode and owner (root may rotate the keyset of a daemon that is not root),
+// and is on disk when Rotate returns. A Rotate or Create in the same directory
+// waits for another.
 func Rotate(path string) (kek.KeyRef, error) {
 	return change("rotating a keyset", path, func(path string) (next, error) {
-		c, err := read(path)
+		self := uint32(os.Geteuid())
+		if self == 0 {
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil {
+				return next{}, fileError(path, err)
+			}
+			self = st.Uid
+		}
+		c, err := read(path, self)
 		if err == nil {
 			err = c.usable(c.primary)
 		}

@@ -49,24 +49,24 @@ type identity struct {
 	mode, uid    uint32
 }
 
-// look returns the identity of the file at path, or why it may not be used.
-func look(path string) (identity, error) {
+// look returns the identity of the file at path, or why user self does not use it.
+func look(path string, self uint32) (identity, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return identity{}, fileError(path, err)
 	}
-	return inspect(path, &st)
+	id := identify(&st)
+	return id, id.refusal(path, self)
 }
 
-func inspect(path string, st *unix.Stat_t) (identity, error) {
-	id := identity{
+func identify(st *unix.Stat_t) identity {
+	return identity{
 		dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim,
 		mode: uint32(st.Mode), uid: st.Uid,
 	}
-	return id, id.refusal(path, uint32(os.Geteuid()))
 }
 
-// refusal returns why user self does not use a file of this kind.
+// refusal returns why user self does not use such a file.
 func (id identity) refusal(path string, self uint32) error {
 	kind, perm := id.mode&unix.S_IFMT, id.mode&0o777
 	switch {
@@ -84,10 +84,10 @@ func (id identity) refusal(path string, self uint32) error {
 	return nil
 }
 
-// read reads and checks the file at path.
-func read(path string) (*contents, error) {
+// read reads and checks the file at path on behalf of user self.
+func read(path string, self uint32) (*contents, error) {
 	// Looked at before it is opened, as opening is an act of its own on a device.
-	if _, err := look(path); err != nil {
+	if _, err := look(path, self); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -99,8 +99,8 @@ func read(path string) (*contents, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, fileError(path, err)
 	}
-	id, err := inspect(path, &st)
-	if err != nil {
+	id := identify(&st)
+	if err := id.refusal(path, self); err != nil {
 		return nil, err
 	}
 	data := make([]byte, id.size)

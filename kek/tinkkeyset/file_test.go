@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -194,11 +195,18 @@ func TestAPathThatIsNoFile(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	socket := filepath.Join(dir, "socket")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
 	for name, test := range map[string]struct {
 		path string
 		kind kek.Kind
 		want string
 	}{
+		"a socket":            {socket, kek.Invalid, "not a regular file"},
 		"a symbolic link":     {link, kek.Invalid, "symbolic link"},
 		"a directory":         {dir, kek.Invalid, "not a regular file"},
 		"a named pipe":        {fifo, kek.Invalid, "not a regular file"},
@@ -268,9 +276,13 @@ func TestTooManyOpenFiles(t *testing.T) {
 }
 
 func TestCreateMakesAFileForUsAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keyset.json")
 	old := unix.Umask(0o777)
-	path := create(t)
+	_, err := Create(path)
 	unix.Umask(old)
+	if err != nil {
+		t.Fatal(err)
+	}
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -366,12 +378,19 @@ func TestRotateKeepsModeAndOwner(t *testing.T) {
 	if err := os.Chmod(path, 0o400); err != nil {
 		t.Fatal(err)
 	}
-	before, err := look(path)
+	owner := os.Geteuid()
+	if owner == 0 { // only root can give a file away
+		owner = 65534
+		if err := os.Chown(path, owner, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := look(path, uint32(owner))
 	if err != nil {
 		t.Fatal(err)
 	}
 	rotate(t, path)
-	after, err := look(path)
+	after, err := look(path, before.uid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -384,7 +403,7 @@ func TestRotateKeepsModeAndOwner(t *testing.T) {
 // A file that cannot be put in place leaves the old one as it is, and nothing beside it.
 func TestAChangeThatFailsLeavesNoTrace(t *testing.T) {
 	path := create(t)
-	before, err := look(path)
+	before, err := look(path, uint32(os.Geteuid()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +417,7 @@ func TestAChangeThatFailsLeavesNoTrace(t *testing.T) {
 	if kek.KindOf(err) != kek.Unavailable || !errors.Is(err, unix.EIO) {
 		t.Errorf("change: %v, want %v for %v", err, kek.Unavailable, unix.EIO)
 	}
-	if after, err := look(path); err != nil || after != before {
+	if after, err := look(path, uint32(os.Geteuid())); err != nil || after != before {
 		t.Errorf("the file changed: %v", err)
 	}
 	wantFiles(t, filepath.Dir(path), "keyset.json")

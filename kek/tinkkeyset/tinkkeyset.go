@@ -16,6 +16,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -178,10 +179,11 @@ func (p *Provider) load(ctx context.Context, fresh bool) (*contents, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, because(kek.Unavailable, "%w", err)
 	}
+	self := uint32(os.Geteuid())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.held != nil && !fresh {
-		now, err := look(p.path)
+		now, err := look(p.path, self)
 		if err != nil {
 			return nil, err
 		}
@@ -189,7 +191,7 @@ func (p *Provider) load(ctx context.Context, fresh bool) (*contents, error) {
 			return p.held, nil
 		}
 	}
-	c, err := read(p.path)
+	c, err := read(p.path, self)
 	if err != nil {
 		return nil, err
 	}

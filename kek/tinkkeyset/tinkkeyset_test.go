@@ -248,6 +248,27 @@ func TestAChangeInPlaceIsPickedUp(t *testing.T) {
 	}
 }
 
+// A change that cannot be told from none by the file's looks.
+func TestCurrentReadsTheFileInAnyCase(t *testing.T) {
+	path := create(t)
+	p := provider(t, path, cluster)
+	if _, err := p.Current(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := rotate(t, path)
+	now, err := look(path, uint32(os.Geteuid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.held.file = now
+	if got, err := p.Current(t.Context()); err != nil || got != want {
+		t.Errorf("Current: %v, %v; want %v", got, err, want)
+	}
+	if w, err := p.Wrap(t.Context(), []byte("key")); err != nil || w.Key != want {
+		t.Errorf("Wrap after it used %v, %v; want %v", w.Key, err, want)
+	}
+}
+
 func TestADisabledPrimaryDoesNotHinderTheOtherVersions(t *testing.T) {
 	path := create(t)
 	p := provider(t, path, cluster)
@@ -351,7 +372,7 @@ func TestRotationsUnderLoad(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	c, err := read(path)
+	c, err := read(path, uint32(os.Geteuid()))
 	if err != nil {
 		t.Fatal(err)
 	}
