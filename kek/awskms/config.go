@@ -84,10 +84,11 @@ func New(ctx context.Context, c Config) (*Provider, error) {
 		return nil, invalid("no region for the key %q: give its ARN, a region, or AWS_REGION", c.Key)
 	}
 	note := staticNote(ctx, cfg.Credentials)
+	from := sourceOf(cfg.Credentials)
 	if c.RoleARN != "" {
 		cfg.Credentials = assume(cfg, c.RoleARN, c.ExternalID)
 	}
-	cfg.Credentials = marked{cfg.Credentials}
+	cfg.Credentials = marked{cfg.Credentials, from}
 
 	client := &http.Client{
 		Transport:     recorder{cfg.HTTPClient.(*awshttp.BuildableClient).GetTransport()},
@@ -96,7 +97,6 @@ func New(ctx context.Context, c Config) (*Provider, error) {
 	}
 	kmsClient := kms.NewFromConfig(cfg, func(o *kms.Options) {
 		o.HTTPClient = client
-		o.Retryer = aws.NopRetryer{} // kek.Retry does it, within the caller's time
 		if c.Endpoint != "" {
 			o.BaseEndpoint = &c.Endpoint
 		}
@@ -138,6 +138,9 @@ func load(ctx context.Context, c Config, region string) (aws.Config, error) {
 	opts := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(requestTimeout)),
 		config.WithCredentialsCacheOptions(renewEarly),
+		// kek.Retry does it, within the caller's time. The SDK's own pauses would
+		// outlast that time and hide the cause.
+		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
 	}
 	if region != "" {
 		opts = append(opts, config.WithRegion(region))
@@ -174,11 +177,7 @@ func assume(cfg aws.Config, roleARN, externalID string) aws.CredentialsProvider 
 // staticNote warns of credentials from the environment or a file, which are
 // either long-lived or end without anyone to renew them. Reading them asks no one.
 func staticNote(ctx context.Context, p aws.CredentialsProvider) string {
-	sourced, ok := p.(aws.CredentialProviderSource)
-	if !ok {
-		return ""
-	}
-	sources := sourced.ProviderSources()
+	sources := sourcesOf(p)
 	if !slices.Contains(sources, aws.CredentialSourceEnvVars) && !slices.Contains(sources, aws.CredentialSourceProfile) {
 		return ""
 	}
@@ -188,6 +187,22 @@ func staticNote(ctx context.Context, p aws.CredentialsProvider) string {
 		}
 	}
 	return "The AWS credentials are a static access key from the environment or a file, valid until someone revokes it. Use an instance role or a web identity."
+}
+
+// sourceOf names the source that the SDK falls back on where nothing else is set
+// up, because its failure mostly means that something should have been.
+func sourceOf(p aws.CredentialsProvider) string {
+	if slices.Contains(sourcesOf(p), aws.CredentialSourceIMDS) {
+		return " from the instance metadata service"
+	}
+	return ""
+}
+
+func sourcesOf(p aws.CredentialsProvider) []aws.CredentialSource {
+	if sourced, ok := p.(aws.CredentialProviderSource); ok {
+		return sourced.ProviderSources()
+	}
+	return nil
 }
 
 // checkEndpoint refuses to send plaintext keys over a network in clear. SigV4
@@ -224,12 +239,15 @@ func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // marked tells errors of the credentials' source from those of KMS, which may
 // bear the same codes: STS's AccessDenied is not KMS's word on the key.
-type marked struct{ aws.CredentialsProvider }
+type marked struct {
+	aws.CredentialsProvider
+	from string
+}
 
 func (m marked) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	creds, err := m.CredentialsProvider.Retrieve(ctx)
 	if err != nil {
-		return creds, &credentialsError{err}
+		return creds, &credentialsError{err, m.from}
 	}
 	return creds, nil
 }

@@ -36,6 +36,7 @@ func kindOf(code string) kek.Kind {
 		return kek.Throttled
 	case "KMSInternalException", "DependencyTimeoutException", "KeyUnavailableException",
 		"InternalFailure", "InternalError", "ServiceUnavailable", "ServiceUnavailableException", "RequestTimeout",
+		"IDPCommunicationError",
 		// The SDK's word for an error that bears no code: not KMS's answer.
 		"UnknownError":
 		return kek.Unavailable
@@ -49,7 +50,10 @@ func kindOf(code string) kek.Kind {
 }
 
 // credentialsError is the failure to get credentials, before any request to KMS.
-type credentialsError struct{ error }
+type credentialsError struct {
+	error
+	from string
+}
 
 func (e *credentialsError) Unwrap() error { return e.error }
 
@@ -89,15 +93,16 @@ func (p *Provider) id() string {
 func judge(err error) (kek.Kind, error) {
 	kind, cause := judgeAnswer(err)
 	var credentials *credentialsError
-	switch {
-	case !errors.As(err, &credentials):
+	if !errors.As(err, &credentials) {
 		return kind, cause
-	case kind.Temporary() && !fromInstance(err):
-		return kind, fmt.Errorf("getting AWS credentials: %w", cause)
-	case kind == kek.Unknown:
+	}
+	if kind == kek.Unknown {
 		cause = credentials.error
 	}
-	return kek.Unauthenticated, fmt.Errorf("getting AWS credentials: %w", cause)
+	if !kind.Temporary() || fromInstance(err) {
+		kind = kek.Unauthenticated
+	}
+	return kind, fmt.Errorf("getting AWS credentials%s: %w", credentials.from, cause)
 }
 
 func judgeAnswer(err error) (kek.Kind, error) {

@@ -81,10 +81,12 @@ func (s *Server) Start() *httptest.Server { return httptest.NewServer(s) }
 func (s *Server) StartTLS() *httptest.Server { return httptest.NewTLSServer(s) }
 
 // Env returns the SDKs' environment variables ("NAME=value") under which a
-// process talks to the server at url as p.
+// process talks to the server at url as p. They name each service, since the Go
+// SDK passes over AWS_ENDPOINT_URL where it exchanges a web identity.
 func (s *Server) Env(url string, p Principal) []string {
 	return []string{
-		"AWS_ENDPOINT_URL=" + url,
+		"AWS_ENDPOINT_URL_KMS=" + url,
+		"AWS_ENDPOINT_URL_STS=" + url,
 		"AWS_REGION=" + s.config.Region,
 		"AWS_ACCESS_KEY_ID=" + p.AccessKeyID,
 		"AWS_SECRET_ACCESS_KEY=" + p.SecretAccessKey,
