@@ -39,7 +39,7 @@ func Create(path string) (kek.KeyRef, error) {
 func Rotate(path string) (kek.KeyRef, error) {
 	return change("rotating a keyset", path, func(path string) (next, error) {
 		self := uint32(os.Geteuid())
-		if self == 0 {
+		if self == 0 { // then the owner is whom the new file is for, too
 			var st unix.Stat_t
 			if err := unix.Lstat(path, &st); err != nil {
 				return next{}, fileError(path, err)
