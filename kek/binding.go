@@ -25,7 +25,9 @@ func NewBinding(cluster string, more map[string]string) Binding {
 }
 
 // Bytes returns the pairs in one order and framing, for homes that bind to
-// bytes: each name and value behind its length in two bytes, sorted by name.
+// bytes: each name and value behind its length in two bytes, sorted by name. It
+// panics on a name or value of 64 KiB or more, which configurations do not let
+// through.
 func (b Binding) Bytes() []byte {
 	var out cryptobyte.Builder
 	for _, name := range slices.Sorted(maps.Keys(b)) {

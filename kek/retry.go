@@ -8,12 +8,12 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// Retry returns p with its Temporary failures tried again, after a jittered,
-// growing pause (100 ms to 1 s) or the home's own Retry-After, for as long as
-// the caller's context has time for another attempt. The error is that of the
-// last attempt, never a bare context error.
+// Retry returns p with its Temporary failures tried again, after a growing pause
+// (100 ms to 1 s, ±50 %) or the home's own Retry-After, for as long as the
+// caller's context has time for another attempt. The error is that of the last
+// attempt, never a bare context error.
 //
-// A context without a deadline is tried three times.
+// Under a context without a deadline there are three attempts within a minute.
 func Retry(p Provider) Provider { return &retryProvider{decorator{p}} }
 
 type retryProvider struct{ decorator }
@@ -39,7 +39,7 @@ func retry[T any](ctx context.Context, call func() (T, error)) (T, error) {
 		// now what it would otherwise hear later.
 		opts = append(opts, backoff.WithMaxElapsedTime(max(time.Until(deadline), time.Nanosecond)))
 	} else {
-		opts = append(opts, backoff.WithMaxTries(3))
+		opts = append(opts, backoff.WithMaxTries(3), backoff.WithMaxElapsedTime(time.Minute))
 	}
 
 	var last error
@@ -49,7 +49,7 @@ func retry[T any](ctx context.Context, call func() (T, error)) (T, error) {
 		switch {
 		case err == nil:
 			return got, nil
-		case !KindOf(err).Temporary() || ctx.Err() != nil:
+		case !KindOf(err).Temporary():
 			return got, backoff.Permanent(err)
 		}
 		var e *Error
