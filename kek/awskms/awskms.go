@@ -121,7 +121,7 @@ func (p *Provider) describeWatched(ctx context.Context) (md *types.KeyMetadata, 
 		notes = append(notes, fmt.Sprintf("%s now points to %s. This process goes on with %s: to move, name the new key in kek: and the old one in previous:.", p.name, *md.Arn, arn))
 	case kek.KindOf(err).Word():
 		// The word on another key, or on the alias itself, is not the word on ours.
-		notes = append(notes, fmt.Sprintf("%s no longer leads to %s (%v). This process goes on with that key: name its ARN in the configuration.", p.name, arn, err))
+		notes = append(notes, fmt.Sprintf("%s no longer leads to %s (%v). This process goes on with that key: name its ARN in the configuration.", p.name, arn, kek.KindOf(err)))
 	default:
 		return nil, nil, err
 	}

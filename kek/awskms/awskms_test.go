@@ -165,6 +165,15 @@ func TestBadConfigurationIsInvalidAndSaysWhy(t *testing.T) {
 		{"an ARN of a bucket", awskms.Config{Key: "arn:aws:s3:::bucket"}, "is neither"},
 		{"an ARN with a short account", awskms.Config{Key: strings.Replace(l.key, "111122223333", "1", 1)}, "is neither"},
 		{"an ARN cut short", awskms.Config{Key: l.key[:len(l.key)-1]}, "is neither"},
+		{"an ARN of an alias in a key", awskms.Config{Key: l.key[:strings.Index(l.key, "key/")] + "key/alias/kek"}, "is neither"},
+		{"an ARN of a bare ID", awskms.Config{Key: strings.Replace(l.key, "key/", "", 1)}, "is neither"},
+		{"an ARN without a region", awskms.Config{Key: strings.Replace(l.key, "eu-west-1", "", 1)}, "is neither"},
+		{"a key/ID", awskms.Config{Key: l.key[strings.Index(l.key, "key/"):]}, "is neither"},
+		{"an ID with a letter too high", awskms.Config{Key: "g0000000-0000-4000-8000-000000000000"}, "is neither"},
+		{"an ID with a dash too many", awskms.Config{Key: "00000000-0000-4000-8000-00000000000-"}, "is neither"},
+		{"a multi-Region ID cut short", awskms.Config{Key: "mrk-0123456789abcdef0123456789abcde"}, "is neither"},
+		{"an empty alias", awskms.Config{Key: "alias/"}, "is neither"},
+		{"an alias with a space", awskms.Config{Key: "alias/my kek"}, "is neither"},
 		{"an ARN and another region", awskms.Config{Key: l.key, Region: "us-east-1"}, `region "us-east-1" is not that of the key`},
 		{"an alias without a region", awskms.Config{Key: "alias/kek"}, "AWS_REGION"},
 		{"an external ID without a role", awskms.Config{Key: l.key, ExternalID: "x"}, "without a role"},
@@ -183,6 +192,19 @@ func TestBadConfigurationIsInvalidAndSaysWhy(t *testing.T) {
 	}
 	if n := l.Calls(""); n != 0 {
 		t.Errorf("New made %d calls", n)
+	}
+}
+
+func TestEveryFormOfKeyIsTaken(t *testing.T) {
+	l := newLab(t)
+	for _, key := range []string{
+		l.key, "alias/Prod/kek_1-a", "mrk-0123456789abcdef0123456789abcdef", "0a0b0c0d-0000-4000-8000-000000000000",
+		"arn:aws-us-gov:kms:us-gov-west-1:111122223333:key/mrk-0123456789abcdef0123456789abcdef",
+		"arn:aws-cn:kms:cn-north-1:111122223333:alias/kek",
+	} {
+		if _, err := awskms.New(t.Context(), awskms.Config{Key: key}); err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
 	}
 }
 
@@ -230,7 +252,12 @@ func TestAnAliasIsResolvedOnceAndWatched(t *testing.T) {
 	keeps("the alias came back")
 	l.SetAlias("alias/kek", other)
 	l.Delete(other)
-	keeps("the alias is gone", "alias/kek no longer leads to "+l.key, "NotFoundException")
+	keeps("the alias is gone", "alias/kek no longer leads to "+l.key, "key not found")
+	l.SetFault(awskmstest.Fault{Code: "KMSInternalException"})
+	if _, err := p.Current(ctx); kek.KindOf(err) != kek.Unavailable {
+		t.Errorf("while KMS is down: %v", err)
+	}
+	l.SetFault()
 	l.Disable(l.key)
 	if _, err := p.Current(ctx); kek.KindOf(err) != kek.KeyDisabled {
 		t.Errorf("the key itself is disabled: %v", err)

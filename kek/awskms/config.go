@@ -10,8 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -20,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/logging"
 	"github.com/kube-kek/kube-kek/kek"
 )
 
@@ -48,17 +49,6 @@ type Config struct {
 	// KMS's client and by STS's. It is read once, by New.
 	CABundle string
 }
-
-const (
-	keyIDForm = `(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})`
-	aliasForm = `alias/[a-zA-Z0-9/_-]{1,250}`
-)
-
-var (
-	bareKey = regexp.MustCompile(`^(?:` + keyIDForm + `|` + aliasForm + `)$`)
-	// The groups are the region, and the key ID of an ARN that is not an alias's.
-	keyARN = regexp.MustCompile(`^arn:aws[a-z-]*:kms:([a-z0-9-]+):[0-9]{12}:(?:key/(` + keyIDForm + `)|` + aliasForm + `)$`)
-)
 
 // New returns a provider for the key. It reads files and the environment, and
 // asks nothing of the network: whether the key exists and may be used, Current
@@ -122,17 +112,41 @@ func invalid(format string, args ...any) error {
 // parseKey returns the ARN where the key is named by one that is not an alias's,
 // and the region where any ARN tells it.
 func parseKey(key string) (arn, region string, err error) {
-	if m := keyARN.FindStringSubmatch(key); m != nil {
-		if m[2] != "" {
-			arn = key
+	name, isAlias := key, false
+	if parts := strings.SplitN(key, ":", 6); len(parts) == 6 && parts[0] == "arn" && strings.HasPrefix(parts[1], "aws") && parts[2] == "kms" &&
+		parts[3] != "" && len(parts[4]) == 12 && consistsOf(parts[4], digits) {
+		region, name = parts[3], parts[5]
+		if id, isKey := strings.CutPrefix(name, "key/"); isKey {
+			arn, name = key, id
 		}
-		return arn, m[1], nil
 	}
-	if !bareKey.MatchString(key) {
+	if alias, ok := strings.CutPrefix(name, "alias/"); ok && arn == "" {
+		name, isAlias = alias, true
+	}
+	switch {
+	case isAlias && name != "" && len(name) <= 250 && consistsOf(strings.ToLower(name), digits+"abcdefghijklmnopqrstuvwxyz/_-"):
+	case !isAlias && isKeyID(name) && (region == "" || arn != ""):
+	default:
 		return "", "", invalid("key %q is neither arn:aws:kms:REGION:ACCOUNT:key/ID, nor a key ID, alias/NAME or alias ARN", key)
 	}
-	return "", "", nil
+	return arn, region, nil
 }
+
+const digits = "0123456789"
+
+// isKeyID knows a UUID, and the ID of a multi-Region key: "mrk-" and 32 hex digits.
+func isKeyID(s string) bool {
+	hex := strings.TrimPrefix(s, "mrk-")
+	if hex == s {
+		if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+			return false
+		}
+		hex = strings.ReplaceAll(s, "-", "")
+	}
+	return len(hex) == 32 && consistsOf(hex, digits+"abcdef")
+}
+
+func consistsOf(s, characters string) bool { return strings.Trim(s, characters) == "" }
 
 func load(ctx context.Context, c Config, region string) (aws.Config, error) {
 	opts := []func(*config.LoadOptions) error{
@@ -141,6 +155,9 @@ func load(ctx context.Context, c Config, region string) (aws.Config, error) {
 		// kek.Retry does it, within the caller's time. The SDK's own pauses would
 		// outlast that time and hide the cause.
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
+		// The mode "auto" would ask the metadata service where it runs, here and now.
+		config.WithDefaultsMode(aws.DefaultsModeStandard),
+		config.WithLogger(logging.Nop{}), // a provider does not log
 	}
 	if region != "" {
 		opts = append(opts, config.WithRegion(region))

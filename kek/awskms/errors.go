@@ -183,10 +183,11 @@ func retryAfter(err error) time.Duration {
 	if !errors.As(err, &resp) || resp.Response == nil || resp.Response.Response == nil {
 		return 0
 	}
-	for header, unit := range map[string]time.Duration{"X-Amz-Retry-After": time.Millisecond, "Retry-After": time.Second} {
-		if n, err := strconv.ParseUint(resp.Response.Header.Get(header), 10, 32); err == nil {
-			return time.Duration(n) * unit
-		}
+	if ms, err := strconv.ParseUint(resp.Response.Header.Get("X-Amz-Retry-After"), 10, 32); err == nil {
+		return time.Duration(ms) * time.Millisecond
+	}
+	if s, err := strconv.ParseUint(resp.Response.Header.Get("Retry-After"), 10, 32); err == nil {
+		return time.Duration(s) * time.Second
 	}
 	return 0
 }

@@ -3,6 +3,7 @@ package awskms_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -74,10 +75,16 @@ func TestWhatAWSAnswersIsSortedIntoKinds(t *testing.T) {
 
 func TestThrottlingSaysWhenToTryAgain(t *testing.T) {
 	l := newLab(t)
-	l.SetFault(awskmstest.Fault{Code: "ThrottlingException", RetryAfter: 3 * time.Second})
-	var e *kek.Error
-	if err := describe(t.Context(), l.provider(t, awskms.Config{})); !errors.As(err, &e) || e.RetryAfter != 3*time.Second {
-		t.Errorf("got %v with RetryAfter %v, want 3s", err, e.RetryAfter)
+	for header, want := range map[string]time.Duration{"Retry-After": 3 * time.Second, "X-Amz-Retry-After": 3 * time.Millisecond} {
+		p := l.provider(t, awskms.Config{Endpoint: answering(t, func(w http.ResponseWriter) {
+			w.Header().Set(header, "3")
+			w.WriteHeader(http.StatusBadRequest)
+			io.WriteString(w, `{"__type":"ThrottlingException"}`)
+		})})
+		var e *kek.Error
+		if err := describe(t.Context(), p); !errors.As(err, &e) || e.Kind != kek.Throttled || e.RetryAfter != want {
+			t.Errorf("%s: 3: got %v with RetryAfter %v, want %v", header, err, e.RetryAfter, want)
+		}
 	}
 }
 
@@ -159,27 +166,42 @@ func TestTheRegionOfAnARNGoesBeforeTheEnvironments(t *testing.T) {
 	}
 }
 
-func TestAKMSThatDoesNotKeepToTheKeyIsNotBelieved(t *testing.T) {
+// answering starts an endpoint that answers every request in the same way.
+func answering(t *testing.T, answer func(http.ResponseWriter)) (url string) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w) }))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+func TestAnEndpointThatAnswersForAnotherKeyIsNotBelieved(t *testing.T) {
 	l := newLab(t)
 	other := l.CreateKey()
-	mad := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Write([]byte(`{"CiphertextBlob":"eA==","Plaintext":"eA==","KeyId":"` + other + `"}`))
-	}))
-	t.Cleanup(mad.Close)
-	p := l.provider(t, awskms.Config{Endpoint: mad.URL})
-	if _, err := p.Unwrap(t.Context(), kek.Wrapped{Key: kek.KeyRef{ID: l.key}, Ciphertext: []byte("x")}); kek.KindOf(err) != kek.Unavailable {
+	says := func(key string) *awskms.Provider {
+		return l.provider(t, awskms.Config{Endpoint: answering(t, func(w http.ResponseWriter) {
+			io.WriteString(w, `{"CiphertextBlob":"eA==","Plaintext":"eA==","KeyId":"`+key+`"}`)
+		})})
+	}
+	if _, err := says(other).Unwrap(t.Context(), kek.Wrapped{Key: kek.KeyRef{ID: l.key}, Ciphertext: []byte("x")}); kek.KindOf(err) != kek.Unavailable {
 		t.Errorf("Unwrap: %v", err)
 	}
-	liar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Write([]byte(`{"CiphertextBlob":"eA==","Plaintext":"eA==","KeyId":"` + l.key + `"}`))
-	}))
-	t.Cleanup(liar.Close)
-	p = l.provider(t, awskms.Config{Endpoint: liar.URL})
-	if _, err := p.Wrap(t.Context(), []byte("key")); kek.KindOf(err) != kek.Corrupt {
+	if _, err := says(l.key).Wrap(t.Context(), []byte("key")); kek.KindOf(err) != kek.Corrupt {
 		t.Errorf("Wrap of a key that does not come back: %v", err)
 	}
-	if _, err := p.Wrap(t.Context(), make([]byte, kek.MaxPlaintext+1)); kek.KindOf(err) != kek.Invalid {
+	if _, err := says(l.key).Wrap(t.Context(), make([]byte, kek.MaxPlaintext+1)); kek.KindOf(err) != kek.Invalid {
 		t.Errorf("Wrap of a key that is too large: %v", err)
+	}
+}
+
+func TestImportedKeyMaterialThatEndsIsNoted(t *testing.T) {
+	l := newLab(t)
+	p := l.provider(t, awskms.Config{Endpoint: answering(t, func(w http.ResponseWriter) {
+		io.WriteString(w, `{"KeyMetadata":{"Arn":"`+l.key+`","KeyId":"x","KeySpec":"SYMMETRIC_DEFAULT","KeyUsage":"ENCRYPT_DECRYPT","KeyState":"Enabled","ValidTo":1893456000}}`)
+	})})
+	if err := describe(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if notes := strings.Join(p.Facts().Notes, " "); !strings.Contains(notes, "ends at 2030-01-01T00:00:00Z") {
+		t.Errorf("notes: %q", notes)
 	}
 }
 
