@@ -112,27 +112,38 @@ func invalid(format string, args ...any) error {
 // parseKey returns the ARN where the key is named by one that is not an alias's,
 // and the region where any ARN tells it.
 func parseKey(key string) (arn, region string, err error) {
-	name, isAlias := key, false
-	if parts := strings.SplitN(key, ":", 6); len(parts) == 6 && parts[0] == "arn" && strings.HasPrefix(parts[1], "aws") && parts[2] == "kms" &&
-		parts[3] != "" && len(parts[4]) == 12 && consistsOf(parts[4], digits) {
-		region, name = parts[3], parts[5]
-		if id, isKey := strings.CutPrefix(name, "key/"); isKey {
-			arn, name = key, id
+	bad := invalid("key %q is neither arn:aws:kms:REGION:ACCOUNT:key/ID, nor a key ID, alias/NAME or alias ARN", key)
+	if !strings.HasPrefix(key, "arn:") {
+		if !isKeyID(key) && !isAlias(key) {
+			return "", "", bad
 		}
+		return "", "", nil
 	}
-	if alias, ok := strings.CutPrefix(name, "alias/"); ok && arn == "" {
-		name, isAlias = alias, true
+	parts := strings.SplitN(key, ":", 6) // arn, partition, service, region, account, resource
+	if len(parts) != 6 || !strings.HasPrefix(parts[1], "aws") || parts[2] != "kms" ||
+		parts[3] == "" || !consistsOf(parts[3], letters+digits+"-") ||
+		len(parts[4]) != 12 || !consistsOf(parts[4], digits) {
+		return "", "", bad
 	}
+	id, isKey := strings.CutPrefix(parts[5], "key/")
 	switch {
-	case isAlias && name != "" && len(name) <= 250 && consistsOf(strings.ToLower(name), digits+"abcdefghijklmnopqrstuvwxyz/_-"):
-	case !isAlias && isKeyID(name) && (region == "" || arn != ""):
-	default:
-		return "", "", invalid("key %q is neither arn:aws:kms:REGION:ACCOUNT:key/ID, nor a key ID, alias/NAME or alias ARN", key)
+	case isKey && isKeyID(id):
+		return key, parts[3], nil
+	case isAlias(parts[5]):
+		return "", parts[3], nil
 	}
-	return arn, region, nil
+	return "", "", bad
 }
 
-const digits = "0123456789"
+const (
+	digits  = "0123456789"
+	letters = "abcdefghijklmnopqrstuvwxyz"
+)
+
+func isAlias(s string) bool {
+	name, ok := strings.CutPrefix(s, "alias/")
+	return ok && name != "" && len(name) <= 250 && consistsOf(strings.ToLower(name), letters+digits+"/_-")
+}
 
 // isKeyID knows a UUID, and the ID of a multi-Region key: "mrk-" and 32 hex digits.
 func isKeyID(s string) bool {
