@@ -5,12 +5,17 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/kube-kek/kube-kek/kek"
+	"github.com/kube-kek/kube-kek/kek/awskms"
+	"github.com/kube-kek/kube-kek/kek/awskms/awskmstest"
 	"github.com/kube-kek/kube-kek/kek/kektest"
 	"github.com/kube-kek/kube-kek/kek/localkek"
+	"github.com/kube-kek/kube-kek/kek/tinkkeyset"
 )
 
 // The negative corpus is generated: from genuine records of two homes, two key
@@ -18,118 +23,158 @@ import (
 // truncation, and every swap of parts between two records that do not share a
 // local KEK. None may open.
 func TestNoChangedRecordOpens(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		secret := bytes.Repeat([]byte("never to be seen"), 2)
-		a, b := kektest.New(kektest.Config{ID: "a"}), kektest.New(kektest.Config{ID: "b"})
-		ringOf := func(cluster, current string) *localkek.Ring {
-			bound := kek.NewBinding(cluster, nil)
-			homes := map[string]localkek.Home{
-				"a": {Scheme: "fake", ID: "a", Provider: a.Bound(bound)},
-				"b": {Scheme: "fake", ID: "b", Provider: b.Bound(bound)},
-			}
-			c := localkek.DefaultConfig()
-			c.Cluster, c.Current = cluster, homes[current]
-			delete(homes, current)
-			for _, h := range homes {
-				c.Previous = append(c.Previous, h)
-			}
-			return start(t, c)
-		}
+	secret := bytes.Repeat([]byte("never to be seen"), 2)
+	kms := awskmstest.New(awskmstest.Config{})
+	endpoint := kms.Start()
+	t.Cleanup(endpoint.Close)
+	user := kms.AddPrincipal(awskmstest.Principal{Allow: []string{"kms:*"}})
+	t.Setenv("AWS_ACCESS_KEY_ID", user.AccessKeyID)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", user.SecretAccessKey)
+	arn := kms.CreateKey()
+	keyset := filepath.Join(t.TempDir(), "keyset.json")
+	if _, err := tinkkeyset.Create(keyset); err != nil {
+		t.Fatal(err)
+	}
 
-		type origin struct{ cluster, home, version, local string }
-		type record struct {
-			origin
-			localkek.Sealed
+	ringOf := func(cluster, current string) *localkek.Ring {
+		bound := kek.NewBinding(cluster, nil)
+		onAWS, err := awskms.New(t.Context(), awskms.Config{Key: arn, Binding: bound, Endpoint: endpoint.URL})
+		if err != nil {
+			t.Fatal(err)
 		}
-		var records []record
-		for _, version := range []string{"1", "2"} {
-			for _, cluster := range []string{"east", "west"} {
-				for _, home := range []string{"a", "b"} {
-					for _, local := range []string{"first", "second"} { // a plugin start each
-						r := ringOf(cluster, home)
-						records = append(records, record{origin{cluster, home, version, local}, mustSeal(t, r, secret)})
-					}
+		onTink, err := tinkkeyset.New(tinkkeyset.Config{Path: keyset, Binding: bound})
+		if err != nil {
+			t.Fatal(err)
+		}
+		homes := map[string]localkek.Home{
+			"aws":  {Scheme: awskms.Scheme, ID: arn, Provider: onAWS},
+			"tink": {Scheme: tinkkeyset.Scheme, ID: keyset, Provider: onTink},
+		}
+		c := localkek.DefaultConfig()
+		c.Cluster, c.Current = cluster, homes[current]
+		delete(homes, current)
+		for _, h := range homes {
+			c.Previous = append(c.Previous, h)
+		}
+		return startOutside(t, c)
+	}
+
+	type origin struct{ cluster, home, version, local string }
+	type record struct {
+		origin
+		localkek.Sealed
+	}
+	var records []record
+	for _, version := range []string{"1", "2"} {
+		for _, cluster := range []string{"east", "west"} {
+			for _, home := range []string{"aws", "tink"} {
+				for _, local := range []string{"first", "second"} { // a plugin start each
+					r := ringOf(cluster, home)
+					records = append(records, record{origin{cluster, home, version, local}, mustSeal(t, r, secret)})
 				}
 			}
-			a.Rotate()
-			b.Rotate()
 		}
-
-		r := ringOf("east", "a") // opens all of the east, of both homes
-		cases := 0
-		try := func(what string, from origin, s localkek.Sealed) {
-			t.Helper()
-			cases++
-			got, err := r.Open(t.Context(), s)
-			if err == nil || got != nil {
-				t.Fatalf("%s of %+v: opened", what, from)
-			}
-			if bytes.Contains([]byte(err.Error()), secret[:8]) {
-				t.Fatalf("%s of %+v: plain text in the error", what, from)
-			}
-			switch kek.KindOf(err) {
-			case kek.Invalid, kek.Corrupt, kek.KeyNotFound: // the last: a flipped bit makes a version that there is not
-			default:
-				t.Fatalf("%s of %+v: %v, want Corrupt, Invalid or KeyNotFound", what, from, err)
-			}
+		kms.Rotate(arn)
+		if _, err := tinkkeyset.Rotate(keyset); err != nil {
+			t.Fatal(err)
 		}
+	}
 
-		for _, rec := range records {
-			if rec.cluster != "east" {
-				try("a whole record", rec.origin, rec.Sealed)
+	r := ringOf("east", "aws") // opens all of the east, of both homes
+	cases := 0
+	try := func(what string, from origin, s localkek.Sealed) {
+		t.Helper()
+		cases++
+		got, err := r.Open(t.Context(), s)
+		if err == nil || got != nil {
+			t.Fatalf("%s of %+v: opened", what, from)
+		}
+		if bytes.Contains([]byte(err.Error()), secret[:8]) {
+			t.Fatalf("%s of %+v: plain text in the error", what, from)
+		}
+		switch kek.KindOf(err) {
+		case kek.Invalid, kek.Corrupt, kek.KeyNotFound: // the last: a flipped bit makes a version that there is not
+		default:
+			t.Fatalf("%s of %+v: %v, want Corrupt, Invalid or KeyNotFound", what, from, err)
+		}
+	}
+
+	for _, rec := range records {
+		if rec.cluster != "east" {
+			try("a whole record", rec.origin, rec.Sealed)
+			continue
+		}
+		mustOpen(t, r, rec.Sealed, secret)
+		annotation := rec.Annotations[localkek.AnnotationName]
+		with := func(keyID string, ciphertext, annotation []byte) localkek.Sealed {
+			return localkek.Sealed{KeyID: keyID, Ciphertext: ciphertext, Annotations: map[string][]byte{localkek.AnnotationName: annotation}}
+		}
+		changed([]byte(rec.KeyID), func(what string, c []byte) {
+			try("key ID "+what, rec.origin, with(string(c), rec.Ciphertext, annotation))
+		})
+		changed(rec.Ciphertext, func(what string, c []byte) {
+			try("ciphertext "+what, rec.origin, with(rec.KeyID, c, annotation))
+		})
+		changed(annotation, func(what string, c []byte) {
+			try("annotation "+what, rec.origin, with(rec.KeyID, rec.Ciphertext, c))
+		})
+		changed([]byte(localkek.AnnotationName), func(what string, c []byte) {
+			try("annotation name "+what, rec.origin, localkek.Sealed{KeyID: rec.KeyID, Ciphertext: rec.Ciphertext, Annotations: map[string][]byte{string(c): annotation}})
+		})
+		try("no annotation", rec.origin, localkek.Sealed{KeyID: rec.KeyID, Ciphertext: rec.Ciphertext})
+		more := maps.Clone(rec.Annotations)
+		more["more.kube-kek.io"] = []byte("x")
+		try("an annotation too many", rec.origin, localkek.Sealed{KeyID: rec.KeyID, Ciphertext: rec.Ciphertext, Annotations: more})
+	}
+
+	for _, x := range records {
+		for _, y := range records {
+			if x.origin == y.origin {
 				continue
 			}
-			mustOpen(t, r, rec.Sealed, secret)
-			annotation := rec.Annotations[localkek.AnnotationName]
-			with := func(keyID string, ciphertext, annotation []byte) localkek.Sealed {
-				return localkek.Sealed{KeyID: keyID, Ciphertext: ciphertext, Annotations: map[string][]byte{localkek.AnnotationName: annotation}}
-			}
-			changed([]byte(rec.KeyID), func(what string, c []byte) {
-				try("key ID "+what, rec.origin, with(string(c), rec.Ciphertext, annotation))
-			})
-			changed(rec.Ciphertext, func(what string, c []byte) {
-				try("ciphertext "+what, rec.origin, with(rec.KeyID, c, annotation))
-			})
-			changed(annotation, func(what string, c []byte) {
-				try("annotation "+what, rec.origin, with(rec.KeyID, rec.Ciphertext, c))
-			})
-			changed([]byte(localkek.AnnotationName), func(what string, c []byte) {
-				try("annotation name "+what, rec.origin, localkek.Sealed{KeyID: rec.KeyID, Ciphertext: rec.Ciphertext, Annotations: map[string][]byte{string(c): annotation}})
-			})
-			try("no annotation", rec.origin, localkek.Sealed{KeyID: rec.KeyID, Ciphertext: rec.Ciphertext})
-			more := maps.Clone(rec.Annotations)
-			more["more.kube-kek.io"] = []byte("x")
-			try("an annotation too many", rec.origin, localkek.Sealed{KeyID: rec.KeyID, Ciphertext: rec.Ciphertext, Annotations: more})
-		}
-
-		for _, x := range records {
-			for _, y := range records {
-				if x.origin == y.origin {
+			for parts := 1; parts < 7; parts++ { // which parts come from y: not none, not all
+				s := x.Sealed
+				if parts&1 != 0 {
+					s.KeyID = y.KeyID
+				}
+				if parts&2 != 0 {
+					s.Ciphertext = y.Ciphertext
+				}
+				if parts&4 != 0 {
+					s.Annotations = y.Annotations
+				}
+				if same(s, x.Sealed) || same(s, y.Sealed) { // e.g. one key ID for both
 					continue
 				}
-				for parts := 1; parts < 7; parts++ { // which parts come from y: not none, not all
-					s := x.Sealed
-					if parts&1 != 0 {
-						s.KeyID = y.KeyID
-					}
-					if parts&2 != 0 {
-						s.Ciphertext = y.Ciphertext
-					}
-					if parts&4 != 0 {
-						s.Annotations = y.Annotations
-					}
-					if same(s, x.Sealed) || same(s, y.Sealed) { // e.g. one key ID for both
-						continue
-					}
-					try(fmt.Sprintf("a swap (%03b) with %+v", parts, y.origin), x.origin, s)
-				}
+				try(fmt.Sprintf("a swap (%03b) with %+v", parts, y.origin), x.origin, s)
 			}
 		}
-		t.Logf("%d changed records refused", cases)
-		if cases < 10_000 {
-			t.Errorf("the corpus has %d cases, want at least 10,000", cases)
+	}
+	t.Logf("%d changed records refused", cases)
+	if cases < 10_000 {
+		t.Errorf("the corpus has %d cases, want at least 10,000", cases)
+	}
+}
+
+// startOutside runs a ring on real homes, in real time.
+func startOutside(t *testing.T, c localkek.Config) *localkek.Ring {
+	t.Helper()
+	r, err := localkek.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { r.Run(ctx); close(done) }()
+	t.Cleanup(func() { stop(); <-done; r.Close() })
+	for range 1000 {
+		if _, err = r.KeyID(); err == nil {
+			return r
 		}
-	})
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal(err)
+	return nil
 }
 
 func same(a, b localkek.Sealed) bool {
