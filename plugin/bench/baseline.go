@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -89,7 +90,10 @@ func ServeBaseline(in io.Reader) error {
 		io.Copy(io.Discard, in)
 		srv.Stop()
 	}()
-	return srv.Serve(lis)
+	if err := srv.Serve(lis); !errors.Is(err, grpc.ErrServerStopped) { // stopped before it served
+		return err
+	}
+	return nil
 }
 
 // Baseline is a bare service in a process of its own.
