@@ -59,11 +59,11 @@ type Record struct {
 }
 
 // Seal has a random seed encrypted.
-func Seal(ctx context.Context, kms v2.KeyManagementServiceClient) (Record, error) {
+func Seal(ctx context.Context, kms v2.KeyManagementServiceClient, opts ...grpc.CallOption) (Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	seed := newSeed()
-	sealed, err := kms.Encrypt(ctx, &v2.EncryptRequest{Plaintext: seed, Uid: uid})
+	sealed, err := kms.Encrypt(ctx, &v2.EncryptRequest{Plaintext: seed, Uid: uid}, opts...)
 	return Record{seed, sealed}, err
 }
 
