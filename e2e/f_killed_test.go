@@ -78,10 +78,14 @@ type ledger struct {
 
 func newLedger() *ledger { return &ledger{acked: map[string]int{}, tried: map[string]int{}} }
 
-// write creates and updates the Secrets NAME-0 to NAME-9 in turn.
+// write creates and updates the Secrets NAME-0 to NAME-9 in turn, and now and
+// then one that stays as it is, under the seed of that moment.
 func (d *ledger) write(ctx context.Context, s *lab.APIServer, name string) {
 	for i := 0; ctx.Err() == nil; i++ {
 		name, write := fmt.Sprintf("%s-%d", name, i%10), i/10+1
+		if i%50 == 0 {
+			name, write = fmt.Sprintf("%s-once-%d", name, i), 1
+		}
 		d.mu.Lock()
 		d.tried[name] = write
 		d.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -40,7 +41,7 @@ type APIServer struct {
 	args    []string
 	address string
 	proc    *Process
-	http    rest.Interface
+	http    *http.Client
 }
 
 // ProviderName is the plugin's name in the EncryptionConfiguration, which etcd
@@ -98,10 +99,12 @@ func (l *Lab) NewAPIServer(name string, p *Plugin, flags ...string) *APIServer {
 		TLSClientConfig: rest.TLSClientConfig{Insecure: true},
 	}
 	var err error
-	if s.Client, err = kubernetes.NewForConfig(config); err != nil {
+	if s.http, err = rest.HTTPClientFor(config); err != nil {
 		l.Fatalf("%v", err)
 	}
-	s.http = s.Client.CoreV1().RESTClient()
+	if s.Client, err = kubernetes.NewForConfigAndClient(config, s.http); err != nil {
+		l.Fatalf("%v", err)
+	}
 	return s
 }
 
@@ -150,10 +153,18 @@ func (s *APIServer) WaitReady() {
 func (s *APIServer) Ready() error {
 	ctx, cancel := context.WithTimeout(s.lab.Context(), 10*time.Second)
 	defer cancel()
-	var status int
-	body, err := s.http.Get().AbsPath("/readyz").Param("verbose", "").Do(ctx).StatusCode(&status).Raw()
-	if status == http.StatusOK {
-		return nil
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+s.address+"/readyz?verbose", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := s.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode == http.StatusOK {
+		return err
 	}
 	var failing []string
 	for line := range strings.Lines(string(body)) {
@@ -162,7 +173,7 @@ func (s *APIServer) Ready() error {
 		}
 	}
 	if failing == nil {
-		return fmt.Errorf("/readyz: status %d: %w", status, err)
+		return fmt.Errorf("/readyz: %s: %s", resp.Status, body)
 	}
 	return NotReady(failing)
 }

@@ -3,6 +3,8 @@ package lab
 import (
 	"context"
 	"encoding/pem"
+	"io"
+	"log"
 	"net/http/httptest"
 	"strings"
 	"time"
@@ -40,7 +42,7 @@ func (l *Lab) StartAWS() *AWS {
 	l.Helper()
 	a, direct := l.startAWS()
 	api := l.freePort()
-	p := l.run("toxiproxy", parts.Toxiproxy, nil, "-host", loopback, "-port", portOf(api))
+	p := l.run("toxiproxy", parts.Toxiproxy, []string{"LOG_LEVEL=warn"}, "-host", loopback, "-port", portOf(api))
 	client := toxiproxy.NewClient(address(api))
 	l.waitFor("toxiproxy", p, 10*time.Second, func() error { _, err := client.Proxies(); return err })
 	proxy, err := client.CreateProxy("kms", loopback+":0", strings.TrimPrefix(direct, "https://"))
@@ -62,20 +64,23 @@ func (l *Lab) StartAWSDirect() *AWS {
 func (l *Lab) startAWS() (a *AWS, direct string) {
 	l.Helper()
 	s := awskmstest.New(awskmstest.Config{Region: region})
-	http := httptest.NewTLSServer(s)
-	l.Cleanup(http.Close)
+	server := httptest.NewUnstartedServer(s)
+	// Handshakes that a fault cuts short are no news.
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	l.Cleanup(server.Close)
 	// What the documentation tells operators to allow, and nothing else.
 	plugin := s.AddPrincipal(awskmstest.Principal{Allow: []string{"kms:DescribeKey", "kms:Encrypt", "kms:Decrypt"}})
 	operator := s.AddPrincipal(awskmstest.Principal{Allow: []string{"kms:*"}})
 	a = &AWS{
 		Server: s, lab: l, principal: plugin.ARN,
-		bundle: l.Write("kms-ca.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: http.Certificate().Raw})),
+		bundle: l.Write("kms-ca.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})),
 		Env: []string{
 			"AWS_ACCESS_KEY_ID=" + plugin.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + plugin.SecretAccessKey,
 			"AWS_EC2_METADATA_DISABLED=true",
 		},
 		operator: kms.New(kms.Options{
-			Region: region, BaseEndpoint: aws.String(http.URL), HTTPClient: http.Client(),
+			Region: region, BaseEndpoint: aws.String(server.URL), HTTPClient: server.Client(),
 			Credentials: credentials.NewStaticCredentialsProvider(operator.AccessKeyID, operator.SecretAccessKey, ""),
 		}),
 	}
@@ -85,7 +90,7 @@ func (l *Lab) startAWS() (a *AWS, direct string) {
 	}
 	a.ARN = aws.ToString(key.KeyMetadata.Arn)
 	l.pluginEnv = a.Env
-	return a, http.URL
+	return a, server.URL
 }
 
 // KEK is the stand-in's key in the plugin's configuration.

@@ -8,6 +8,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/kube-kek/kube-kek/e2e/internal/parts"
@@ -56,11 +57,11 @@ func Bare(h Host) *Lab {
 	}
 	l := &Lab{Host: h, Dir: dir, paths: map[parts.Part]string{}}
 	h.Cleanup(func() {
-		for _, p := range l.processes {
-			p.Kill()
-		}
 		if h.Failed() {
 			l.dump()
+		}
+		for _, p := range slices.Backward(l.processes) {
+			p.Kill()
 		}
 		os.RemoveAll(dir)
 	})
