@@ -204,7 +204,8 @@ func List() []Info {
 
 // Check runs the checks against the plugin at endpoint: unix:///PATH, or
 // unix:@NAME for an abstract socket. The error says that nobody answers there,
-// that an option is wrong, or that ctx ended, with what was seen until then.
+// that an option is wrong, that a hook failed (the checks that need it are
+// skipped) or that ctx ended; the report has what was seen until then.
 func Check(ctx context.Context, endpoint string, o Options) (Report, error) {
 	o, err := o.withDefaults()
 	if err != nil {

@@ -43,16 +43,20 @@ func breachf(format string, args ...any) error { return fmt.Errorf(format, args.
 // session is one run against one endpoint.
 type session struct {
 	target
-	o       Options
-	conn    *client // the one connection that kube-apiserver would have
-	rand    *rand.Rand
-	report  Report
-	secrets *secrets // what no answer may show
-	broken  error    // why not even one seed can be encrypted and decrypted, nil if it can
+	o        Options
+	conn     *client // the one connection that kube-apiserver would have
+	rand     *rand.Rand
+	report   Report
+	secrets  *secrets // what no answer may show
+	messages messages
+	broken   error // why not even one seed can be encrypted and decrypted, nil if it can
 
-	rotated  once[*rotation]
-	outage   once[*outage]
-	disabled once[*disabling]
+	hookErrs []error // of hooks, which are no verdict on the plugin
+
+	rotated   once[*rotation]
+	restarted once[*restart]
+	outage    once[*outage]
+	disabled  once[*disabling]
 }
 
 // once keeps what a story's event brought, for the checks that judge it.
@@ -75,7 +79,7 @@ func newSession(ctx context.Context, endpoint string, o Options) (*session, erro
 	if err != nil {
 		return nil, err
 	}
-	s := &session{target: t, o: o, secrets: newSecrets()}
+	s := &session{target: t, o: o, secrets: newSecrets(), messages: messages{texts: map[string]string{}}}
 	s.report = Report{Endpoint: endpoint, Started: time.Now(), Seed: o.Seed}
 	raw, err := t.dialRaw(ctx)
 	if err != nil {
@@ -129,6 +133,9 @@ func (s *session) run(ctx context.Context) (Report, error) {
 		}
 	}
 	s.report.Duration = time.Since(s.report.Started)
+	if err := errors.Join(s.hookErrs...); err != nil {
+		return s.report, fmt.Errorf("conformance: %w", err)
+	}
 	if err := ctx.Err(); err != nil {
 		return s.report, fmt.Errorf("conformance: ended before all checks were made: %w", err)
 	}
@@ -150,7 +157,7 @@ func (s *session) judge(ctx context.Context, c check, failed map[string]bool) Re
 	} else if err != nil {
 		r.Verdict, r.Seen = Fail, err.Error()
 	}
-	r.Seen = s.secrets.blot(r.Seen)
+	r.Seen = printable(r.Seen)
 	r.Duration = time.Since(start)
 	return r
 }
@@ -217,12 +224,6 @@ func (s *session) bytes(n int) []byte {
 	return b
 }
 
-// uid returns what kube-apiserver sends with a call: a UUID.
-func (s *session) uid() string {
-	a, b := s.rand.Uint64(), s.rand.Uint64()
-	return fmt.Sprintf("%08x-%04x-4%03x-a%03x-%012x", a>>32, a>>16&0xffff, a&0xfff, b>>52, b&0xffffffffffff)
-}
-
 // record is what kube-apiserver keeps of one Encrypt, with the seed that it must
 // give back.
 type record struct {
@@ -240,7 +241,7 @@ func (r record) request() *v2.DecryptRequest {
 }
 
 func (s *session) encrypt(ctx context.Context, c *client, seed []byte) (record, error) {
-	resp, err := c.Encrypt(ctx, &v2.EncryptRequest{Plaintext: seed, Uid: s.uid()})
+	resp, err := c.Encrypt(ctx, &v2.EncryptRequest{Plaintext: seed})
 	if err != nil {
 		return record{}, fmt.Errorf("Encrypt of %d bytes answered %w", len(seed), err)
 	}
@@ -258,9 +259,7 @@ func (s *session) records(ctx context.Context, n int) ([]record, error) {
 
 // opens holds Decrypt of a record against its seed.
 func (s *session) opens(ctx context.Context, c *client, r record) error {
-	req := r.request()
-	req.Uid = "c0ffee00-0000-4000-a000-000000000000"
-	resp, err := c.Decrypt(ctx, req)
+	resp, err := c.Decrypt(ctx, r.request())
 	if err != nil {
 		return fmt.Errorf("Decrypt of what Encrypt returned (key_id %q, annotations echoed) answered %w", r.KeyId, err)
 	}
