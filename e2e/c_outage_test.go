@@ -34,6 +34,10 @@ func TestSecretsAreReadAndWrittenThroughFourMinutesWithoutAKMSAndAnAPIServerRest
 	apiserver.Restart() // so that there is a seed that only etcd and the plugin know
 	write("before-too", 20)
 	pid := plugin.PID()
+	keyID, err := plugin.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	aws.Reset()
 	start := time.Now()
@@ -54,7 +58,7 @@ func TestSecretsAreReadAndWrittenThroughFourMinutesWithoutAKMSAndAnAPIServerRest
 		write(fmt.Sprintf("silent-%d", i), 1)
 		time.Sleep(time.Second)
 	}
-	left := leaseLeft(plugin)
+	left := plugin.LeaseLeft(keyID)
 	if left >= 12*time.Hour-outage+10*time.Second {
 		t.Errorf("the lease still has %s: nothing shows that the KMS is gone", left)
 	}
@@ -65,7 +69,7 @@ func TestSecretsAreReadAndWrittenThroughFourMinutesWithoutAKMSAndAnAPIServerRest
 
 	aws.Restore()
 	back := l.Eventually("the lease to be renewed", time.Minute, func() error {
-		if left := leaseLeft(plugin); left < 12*time.Hour-2*renew {
+		if left := plugin.LeaseLeft(keyID); left < 12*time.Hour-2*renew {
 			return fmt.Errorf("%s left", left)
 		}
 		return nil
@@ -78,17 +82,12 @@ func TestSecretsAreReadAndWrittenThroughFourMinutesWithoutAKMSAndAnAPIServerRest
 	write("after-restart", 20)
 	t.Logf("KMS back: lease renewed after %s, no restart of the plugin needed, %d Secrets whole", back.Round(time.Second/10), secrets)
 
-	keyID, err := plugin.Status()
-	if err != nil {
-		t.Fatal(err)
+	if now, err := plugin.Status(); err != nil || now != keyID {
+		t.Errorf("Status moved from %q to %q: %v", keyID, now, err)
 	}
 	if count := lab.Tally(l.Etcd.Secrets()); count.KeyIDs[keyID] != secrets || count.LocalKEKs != 1 {
 		t.Errorf("etcd holds %+v, want %d records, all under %s and one local KEK", count, secrets, keyID)
 	}
-}
-
-func leaseLeft(p *lab.Plugin) time.Duration {
-	return time.Duration(p.Metrics().Sum("kube_kek_lease_remaining_seconds") * float64(time.Second))
 }
 
 func since(start time.Time) time.Duration { return time.Since(start).Round(time.Second) }

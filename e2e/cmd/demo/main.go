@@ -52,7 +52,8 @@ func demo(h lab.Host) {
 	inClear := l.Etcd.Get("/registry/configmaps/default/bank")
 	dump("ConfigMap, in clear", inClear[max(0, bytes.Index(inClear, []byte(password))-36):], 80)
 	record := l.Etcd.Secrets()["default/bank"]
-	dump("Secret, encrypted", record.Raw, 192)
+	dump("Secret, encrypted", record.Raw, 96)
+	dump("and further on, in the same record", record.Raw[max(0, bytes.Index(record.Raw, []byte(record.KeyID))-16):], 160)
 	fact("kube-apiserver encrypted it under a seed that kube-kek sealed. %d bytes of the record are kube-kek's:", lab.Overhead(record))
 	fact("the key ID, the sealed seed, and the local KEK that sealed it, wrapped by the KMS.")
 
@@ -75,6 +76,7 @@ func demo(h lab.Host) {
 	read(h, apiserver, "bank", "bank-2")
 
 	say("The KMS goes silent: every byte to it is swallowed. And kube-apiserver crashes.")
+	const outage = 25 * time.Second
 	pid := plugin.PID()
 	aws.Hang()
 	cut := time.Now()
@@ -84,12 +86,22 @@ func demo(h lab.Host) {
 	read(h, apiserver, "bank", "bank-2")
 	write(h, apiserver, "bank-3")
 	read(h, apiserver, "bank-3")
-	fact("kube-kek may go on like this for %s more: the lease that its configuration gives it.", lease(plugin).Round(time.Minute))
+	for i := 4; time.Since(cut) < outage; i++ {
+		select {
+		case <-h.Context().Done():
+			h.Fatalf("%v", h.Context().Err())
+		case <-time.After(5 * time.Second):
+		}
+		name := fmt.Sprintf("bank-%d", i)
+		write(h, apiserver, name)
+		read(h, apiserver, name)
+	}
+	fact("kube-kek may go on like this for %s more: what is left of the lease that its configuration gives it.", round(plugin.LeaseLeft(second)))
 
 	say("The KMS is back, after %s.", round(time.Since(cut)))
 	aws.Restore()
 	took = l.Eventually("the lease to be renewed", 30*time.Second, func() error {
-		if left := lease(plugin); left < 12*time.Hour-5*time.Second {
+		if left := plugin.LeaseLeft(second); left < 12*time.Hour-5*time.Second {
 			return fmt.Errorf("%s left", left)
 		}
 		return nil
@@ -126,10 +138,6 @@ func read(h lab.Host, s *lab.APIServer, names ...string) {
 			return err
 		})
 	}
-}
-
-func lease(p *lab.Plugin) time.Duration {
-	return time.Duration(p.Metrics().Sum("kube_kek_lease_remaining_seconds") * float64(time.Second))
 }
 
 func must(h lab.Host, do func() error) {

@@ -180,6 +180,13 @@ func (p *Plugin) Metrics() Metrics {
 	return Metrics(families)
 }
 
+// LeaseLeft is how long the plugin may use the local KEKs of a key ID without a
+// word from the KMS.
+func (p *Plugin) LeaseLeft(keyID string) time.Duration {
+	p.lab.Helper()
+	return time.Duration(p.Metrics().Sum("kube_kek_lease_remaining_seconds", "key_id", keyID) * float64(time.Second))
+}
+
 // Metrics is what /metrics said.
 type Metrics map[string]*dto.MetricFamily
 
