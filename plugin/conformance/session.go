@@ -18,6 +18,9 @@ import (
 // EncryptionConfiguration says otherwise.
 const callTimeout = 3 * time.Second
 
+// checkTimeout ends a check that is no story.
+const checkTimeout = 2 * time.Minute
+
 // check is one line of the table.
 type check struct {
 	Info
@@ -148,7 +151,7 @@ func (s *session) judge(ctx context.Context, c check, failed map[string]bool) Re
 	start := time.Now()
 	seen, err := "", s.missing(c, failed)
 	if err == nil {
-		seen, err = c.run(ctx, s)
+		seen, err = bounded(ctx, c, s)
 	}
 	r := Result{Name: c.Name, Level: c.Level, Source: c.Source, About: c.About, Verdict: Pass, Seen: seen}
 	var skipped skip
@@ -160,6 +163,21 @@ func (s *session) judge(ctx context.Context, c check, failed map[string]bool) Re
 	r.Seen = printable(r.Seen)
 	r.Duration = time.Since(start)
 	return r
+}
+
+// bounded runs a check. Stories bound themselves, by the time that the plugin is
+// given for what it must see.
+func bounded(ctx context.Context, c check, s *session) (string, error) {
+	if c.Story() {
+		return c.run(ctx, s)
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	seen, err := c.run(ctx, s)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("ended after %s: %w", checkTimeout, err)
+	}
+	return seen, err
 }
 
 // missing says what keeps a check from being made.
@@ -174,7 +192,11 @@ func (s *session) missing(c check, failed map[string]bool) error {
 	if len(hooks) > 0 {
 		return skipf("needs a hook that was not given: %s", strings.Join(hooks, ", "))
 	}
-	for _, name := range c.unless {
+	unless := c.unless
+	if c.Story() {
+		unless = append(slices.Clone(accepted), unless...)
+	}
+	for _, name := range unless {
 		if failed[name] {
 			return skipf("says nothing while %s fails", name)
 		}

@@ -1,0 +1,54 @@
+package conformance_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube-kek/kube-kek/plugin/conformance"
+)
+
+// roles are what this test binary can be.
+var roles = map[string]func(socket string) error{
+	"toy": func(socket string) error { return serveToy(socket, nil) },
+}
+
+func serveToy(socket string, edit func(*world)) error {
+	w := &world{socket: socket, kms: &kms{}, wrap: same, listen: listen, refuseStart: func() bool { return false }}
+	w.kms.rotate()
+	if edit != nil {
+		edit(w)
+	}
+	return w.start()
+}
+
+func TestACorrectPluginPassesEveryCheckAndStory(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if err := w.start(); err != nil {
+		t.Fatal(err)
+	}
+	report, err := conformance.Check(t.Context(), "unix://"+w.socket, quick(w.hooks()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range report.Results {
+		t.Logf("%-28s %-6s %-4s %6.2fs %s", r.Name, r.Level, r.Verdict, r.Duration.Seconds(), r.Seen)
+	}
+	if failed := report.Failures(); len(failed) > 0 {
+		t.Errorf("%d checks failed, the first is %s", len(failed), failed[0].Name)
+	}
+	want := []string{"memory-growth", "descriptor-growth"} // it runs in this process
+	if os.Geteuid() != 0 {
+		want = append([]string{"other-user"}, want...)
+	}
+	if diff := cmp.Diff(want, skipped(report)); diff != "" {
+		t.Errorf("skipped checks (-want +got):\n%s", diff)
+	}
+}
+
+func TestACorrectPluginInAProcessOfItsOwnPassesWithoutStories(t *testing.T) {
+	t.Parallel()
+	conformance.Run(t, child(t, "toy"), conformance.Options{Seed: 2})
+}
