@@ -18,6 +18,8 @@ func newKeyset() *cobra.Command {
 alone. It protects copies of etcd that leave the node without it (backups,
 snapshots), not the node's own disk, where both lie together. It is for trying
 out, for labs, and for edge nodes whose disk is encrypted.`,
+		Args: cobra.NoArgs, // else cobra takes an unknown verb for a call for help
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(
 		&cobra.Command{

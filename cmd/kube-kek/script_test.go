@@ -1,9 +1,15 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -23,10 +29,12 @@ func TestMain(m *testing.M) {
 // script has, beside testscript's own commands:
 //
 //	await FILE|SOCKET.sock    waits until the file is there, or a plugin answers
-//	signal TERM|HUP|KILL      signals the processes in the background
+//	signal TERM|HUP|KILL      signals "kube-kek serve" in the background
 //	kms VERB                  changes the stand-in for AWS KMS
 //	take ADDRESS|PATH         listens there until the script ends
 //	expand FILE               replaces $VARIABLE in the file
+//	exits CODE PROGRAM ARG…   runs a program, which must end with that code
+//	get URL                   prints the status and body of an HTTP answer
 //
 // and the variables UID, HEALTH (a free loopback address), KEY (an ARN of the
 // stand-in, which is also alias/k8s) and the SDK's own that lead to it.
@@ -42,6 +50,8 @@ func TestScripts(t *testing.T) {
 			"kms":    changeKMS,
 			"take":   take,
 			"expand": expand,
+			"exits":  exits,
+			"get":    get,
 		},
 	})
 }
@@ -118,7 +128,9 @@ func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: signal TERM|HUP|KILL")
 	}
 	for _, cmd := range ts.BackgroundCmds() {
-		ts.Check(cmd.Process.Signal(signals[args[0]]))
+		if slices.Contains(cmd.Args, "serve") {
+			ts.Check(cmd.Process.Signal(signals[args[0]]))
+		}
 	}
 }
 
@@ -126,17 +138,22 @@ func changeKMS(ts *testscript.TestScript, neg bool, args []string) {
 	kms, key := ts.Value("kms").(*awskmstest.Server), ts.Value("key").(string)
 	switch verb := strings.Join(args, " "); {
 	case neg || len(args) == 0:
-		ts.Fatalf("usage: kms allow ACTION…|disable|enable|schedule-deletion|away|back")
+		ts.Fatalf("usage: kms allow ACTION…|schedule-deletion|enable|away|slow|asked|back")
 	case args[0] == "allow":
 		kms.AddPrincipal(principal(args[1:]...))
-	case verb == "disable":
-		kms.Disable(key)
 	case verb == "enable":
 		kms.Enable(key)
 	case verb == "schedule-deletion":
 		kms.ScheduleDeletion(key)
 	case verb == "away":
 		kms.SetFault(awskmstest.Fault{Drop: true})
+	case verb == "slow": // each Decrypt takes half a second
+		kms.ResetCalls()
+		kms.SetFault(awskmstest.Fault{Actions: []string{"Decrypt"}, Latency: 500 * time.Millisecond})
+	case verb == "asked": // waits until a Decrypt has come
+		for kms.Calls("Decrypt") == 0 {
+			time.Sleep(5 * time.Millisecond)
+		}
 	case verb == "back":
 		kms.SetFault()
 	default:
@@ -162,4 +179,33 @@ func expand(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: expand FILE")
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(os.Expand(ts.ReadFile(args[0]), ts.Getenv)), 0o600))
+}
+
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG…")
+	}
+	code := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%s: %v", args[1], err)
+		}
+		code = exit.ExitCode()
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("%v ended with code %d, not %s", args[1:], code, args[0])
+	}
+}
+
+func get(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: get URL")
+	}
+	resp, err := http.Get(args[0])
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	fmt.Fprintf(ts.Stdout(), "%s\n%s", resp.Status, body)
 }

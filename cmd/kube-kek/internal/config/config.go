@@ -159,7 +159,8 @@ type Audit struct {
 	// Path is an absolute path; the file is appended to, and opened again on SIGHUP.
 	Path string `yaml:"path"`
 
-	// Required refuses an operation whose line cannot be written. Default false.
+	// Required refuses an operation whose line cannot be written, and serve does
+	// not start where the log cannot be opened. Default false.
 	Required bool `yaml:"required"`
 }
 
