@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,10 +61,12 @@ the plugin cannot be reached.`,
 				return exit{exitFailed, err}
 			}
 			o.Baseline = []string{self, baselineCommand}
-			if hook := shell(flagOf("restart"), restart, hookTimeout); hook != nil {
+			if hook := shell(restart, hookTimeout); hook != nil {
 				o.Restart = func(ctx context.Context) error {
-					_, err := hook(ctx)
-					return err
+					if said, err := hook(ctx); err != nil {
+						return errors.New(strings.TrimSuffix(fmt.Sprintf("--%s: %v: %s", flagOf("restart"), err, said), ": "))
+					}
+					return nil
 				}
 			}
 			line := newProgress(c.ErrOrStderr())

@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"github.com/kube-kek/kube-kek/cmd/kubectl-kek/internal/report"
 	"github.com/kube-kek/kube-kek/plugin/conformance"
@@ -101,6 +103,8 @@ func (f *conformanceFlags) do(c *cobra.Command) error {
 	}
 	f.options.Run = exactly(chosen)
 	f.options.Hooks = f.hooks.hooks()
+
+	klog.SetLogger(logr.Discard()) // kube-apiserver's own code logs what the report says
 
 	line, n := newProgress(c.ErrOrStderr()), 0
 	f.options.Begin = func(i conformance.Info) {

@@ -15,13 +15,13 @@ import (
 	"github.com/kube-kek/kube-kek/plugin/conformance"
 )
 
-// shown is how many bytes of a hook's stderr an error shows, the last ones.
+// shown is how many bytes of a hook's output are read, the last ones.
 const shown = 1000
 
-// shell makes a hook of a command for /bin/sh, nil of "". What it leaves running
-// in the background stays. The command itself is in no error, because it may hold
-// a credential; the flag that gave it is.
-func shell(flag, command string, timeout time.Duration) conformance.Hook {
+// shell makes a hook of a command for /bin/sh, nil of "". Its output is what it
+// wrote to stdout, and to stderr where it failed. What it leaves running in the
+// background stays. The command itself is in no error: it may hold a credential.
+func shell(command string, timeout time.Duration) conformance.Hook {
 	if command == "" {
 		return nil
 	}
@@ -29,18 +29,13 @@ func shell(flag, command string, timeout time.Duration) conformance.Hook {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		out, said, err := sh(ctx, command)
-		switch {
-		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			err = fmt.Errorf("--%s was not done in %s", flag, timeout)
-		case err != nil:
-			err = fmt.Errorf("--%s: %w", flag, err)
-		default:
-			return out, nil
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("it was not done in %s", timeout)
 		}
-		if said != "" {
-			err = fmt.Errorf("%w: %s", err, said)
+		if err != nil {
+			return said, err
 		}
-		return out, err
+		return out, nil
 	}
 }
 
@@ -116,7 +111,7 @@ func registerTimeout(f *pflag.FlagSet, d *time.Duration) {
 func flagOf(hook string) string { return hook + "-cmd" }
 
 func (h *hookFlags) hooks() conformance.Hooks {
-	hook := func(name string) conformance.Hook { return shell(flagOf(name), *h.commands[name], h.timeout) }
+	hook := func(name string) conformance.Hook { return shell(*h.commands[name], h.timeout) }
 	return conformance.Hooks{
 		Rotate: hook("rotate"), KMSDown: hook("kms-down"), KMSUp: hook("kms-up"), Restart: hook("restart"),
 		Kill: hook("kill"), DisableKey: hook("disable-key"), EnableKey: hook("enable-key"), KMSCalls: hook("kms-calls"),

@@ -53,7 +53,10 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", bin+string(filepath.ListSeparator)+e.Getenv("PATH"))
 			e.Setenv("UID", strconv.Itoa(os.Getuid()))
-			e.Defer(func() { killDaemon(filepath.Join(e.WorkDir, "pid")) })
+			e.Defer(func() { // what a script's restart command has left in the background
+				pid, _ := os.ReadFile(filepath.Join(e.WorkDir, "pid"))
+				kill(string(pid))
+			})
 			return os.Mkdir(filepath.Join(e.WorkDir, "run"), 0o700)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -98,13 +101,9 @@ func isJSON(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// killDaemon ends what a script's restart command has left in the background.
-func killDaemon(pidFile string) {
-	content, err := os.ReadFile(pidFile)
-	if err != nil {
-		return
-	}
-	if pid, err := strconv.Atoi(strings.TrimSpace(string(content))); err == nil && pid > 1 {
+// kill ends a process, if there is one.
+func kill(pid string) {
+	if pid, err := strconv.Atoi(strings.TrimSpace(pid)); err == nil && pid > 1 {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 }

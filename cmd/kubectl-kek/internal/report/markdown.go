@@ -8,8 +8,8 @@ import (
 	"github.com/kube-kek/kube-kek/plugin/conformance"
 )
 
-// Markdown writes a table for each level, fit for an issue: what failed comes
-// first, with the demand and its source.
+// Markdown writes tables for each level, fit for an issue: what failed, with the
+// demand and its source, and folded below it the rest.
 func Markdown(w io.Writer, r conformance.Report) error {
 	var out strings.Builder
 	fmt.Fprintf(&out, "## KMS v2 conformance: %s\n\n", tally(r.Results))
@@ -20,13 +20,12 @@ func Markdown(w io.Writer, r conformance.Report) error {
 		if len(results) == 0 {
 			continue
 		}
-		fmt.Fprintf(&out, "\n### %s: %s\n\n| verdict | check | seen |\n|---|---|---|\n", l, tally(results))
-		for _, v := range []conformance.Verdict{conformance.Fail, conformance.Skip, conformance.Pass} {
-			for _, res := range results {
-				if res.Verdict == v {
-					fmt.Fprintf(&out, "| %s | `%s` | %s |\n", verdict(v), res.Name, cell(res))
-				}
-			}
+		fmt.Fprintf(&out, "\n### %s: %s\n", l, tally(results))
+		rows(&out, results, conformance.Fail)
+		if n := len(r.Failures(l)); n < len(results) {
+			out.WriteString("\n<details><summary>what passed or was skipped</summary>\n")
+			rows(&out, results, conformance.Skip, conformance.Pass)
+			out.WriteString("\n</details>\n")
 		}
 	}
 	if c := again(r); c != "" {
@@ -34,6 +33,19 @@ func Markdown(w io.Writer, r conformance.Report) error {
 	}
 	_, err := io.WriteString(w, out.String())
 	return err
+}
+
+// rows writes a table of the results with these verdicts, in this order.
+func rows(out *strings.Builder, results []conformance.Result, verdicts ...conformance.Verdict) {
+	head := "\n| verdict | check | seen |\n|---|---|---|\n"
+	for _, v := range verdicts {
+		for _, res := range results {
+			if res.Verdict == v {
+				fmt.Fprintf(out, "%s| %s | `%s` | %s |\n", head, verdict(v), res.Name, cell(res))
+				head = ""
+			}
+		}
+	}
 }
 
 func verdict(v conformance.Verdict) string {
@@ -44,11 +56,11 @@ func verdict(v conformance.Verdict) string {
 }
 
 func cell(res conformance.Result) string {
-	seen := escape(oneLine(res.Seen))
+	seen := oneLine(res.Seen)
 	if res.Verdict != conformance.Fail {
-		return seen
+		return escape(cut(seen, 200))
 	}
-	return fmt.Sprintf("%s<br>*demanded:* %s<br>*by:* %s", seen, escape(oneLine(res.About)), escape(oneLine(res.Source)))
+	return fmt.Sprintf("%s<br>*demanded:* %s<br>*by:* %s", escape(seen), escape(oneLine(res.About)), escape(oneLine(res.Source)))
 }
 
 // escape keeps text from being markup, HTML, a column, or a mention of somebody.
