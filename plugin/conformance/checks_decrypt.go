@@ -70,8 +70,8 @@ func (s *session) refused(ctx context.Context, r record, variants []variant) (st
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d changed records were refused: %s, …", len(variants),
-		strings.Join(distinct(firsts(variants, 60), func(v variant) string { return v.what[:strings.IndexByte(v.what+",", ',')] }), "; ")), nil
+	kinds := distinct(variants, func(v variant) string { what, _, _ := strings.Cut(v.what, ","); return what })
+	return fmt.Sprintf("%d changed records were refused: %s", len(variants), strings.Join(firsts(kinds, 8), "; ")), nil
 }
 
 func refuses(ctx context.Context, c *client, r record, v variant) error {

@@ -19,7 +19,12 @@ type kms struct {
 	keys           [][]byte
 	down, disabled bool
 	calls          int
+	flaps          bool // for a while after a rotation it says now this, now that
+	rotated        time.Time
 }
+
+// flapping is how long it says one thing, and four times that how long all.
+const flapping = 250 * time.Millisecond
 
 func (k *kms) do(f func()) {
 	k.mu.Lock()
@@ -27,7 +32,9 @@ func (k *kms) do(f func()) {
 	f()
 }
 
-func (k *kms) rotate() { k.do(func() { k.keys = append(k.keys, randomBytes(32)) }) }
+func (k *kms) rotate() {
+	k.do(func() { k.keys, k.rotated = append(k.keys, randomBytes(32)), time.Now() })
+}
 
 func randomBytes(n int) []byte {
 	b := make([]byte, n)
@@ -43,6 +50,9 @@ func (k *kms) get(version int) (key []byte, _ int, err error) {
 		k.calls++
 		if version == 0 {
 			version = len(k.keys)
+			if n := time.Since(k.rotated) / flapping; k.flaps && version > 1 && n < 4 && n%2 == 1 {
+				version--
+			}
 		}
 		switch {
 		case k.down:

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
@@ -31,8 +32,7 @@ const (
 
 func TestMain(m *testing.M) {
 	// kube-apiserver's code tells of each socket that is not there.
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
+	klog.SetLogger(logr.Discard())
 	role := os.Getenv(roleVar)
 	if role == "" {
 		os.Exit(m.Run())
