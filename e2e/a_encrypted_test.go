@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	kmstypes "k8s.io/apiserver/pkg/storage/value/encrypt/envelope/kmsv2/v2"
 
@@ -66,7 +67,7 @@ func TestSecretsAreStoredUnderTheKeyIDOfTheirHomeAndReadBack(t *testing.T) {
 
 			took := apiserver.Restart()
 			apiserver.ReadAll(secrets)
-			t.Logf("kube-apiserver restarted, ready in %s, all read again", took)
+			t.Logf("kube-apiserver restarted, ready in %s, all read again", took.Round(time.Second/10))
 		})
 	}
 }

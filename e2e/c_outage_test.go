@@ -50,7 +50,7 @@ func TestSecretsAreReadAndWrittenThroughFourMinutesWithoutAKMSAndAnAPIServerRest
 	aws.Hang()
 	ready := apiserver.Restart()
 	write("restarted", 20)
-	t.Logf("kube-apiserver restarted, ready in %s with the KMS silent; every Secret read, new ones written", ready)
+	t.Logf("kube-apiserver restarted, ready in %s with the KMS silent; every Secret read, new ones written", ready.Round(time.Second/10))
 	if seeds := lab.Tally(l.Etcd.Secrets()).Seeds; seeds != 3 {
 		t.Errorf("etcd holds %d seeds, want 3, one for each start of the apiserver", seeds)
 	}
@@ -65,7 +65,7 @@ func TestSecretsAreReadAndWrittenThroughFourMinutesWithoutAKMSAndAnAPIServerRest
 	if lost := plugin.Metrics().Sum("kube_kek_kms_requests_total", "result", "unavailable", "purpose", "probe"); lost == 0 {
 		t.Error("no probe of the KMS is counted as unavailable")
 	}
-	t.Logf("after %s %d Secrets are read and written, the lease has %s left", since(start), secrets, left)
+	t.Logf("after %s %d Secrets are read and written, the lease has %s left", since(start), secrets, left.Round(time.Second))
 
 	aws.Restore()
 	back := l.Eventually("the lease to be renewed", time.Minute, func() error {
