@@ -53,7 +53,8 @@ the plugin cannot be reached.`,
 			if slices.Min(append(o.Concurrency, o.Requests, o.Seeds)) < 1 || len(o.Concurrency) == 0 {
 				return errors.New("--concurrency, --requests and --seeds must be 1 at least")
 			}
-			if err := reach(endpoint); err != nil {
+			target, err := reach(endpoint)
+			if err != nil {
 				return err
 			}
 			self, err := os.Executable()
@@ -71,7 +72,7 @@ the plugin cannot be reached.`,
 			}
 			line := newProgress(c.ErrOrStderr())
 			o.Progress = func(what string, n, of int) { line.say(n, of, what) }
-			r, err := bench.Run(c.Context(), endpoint, o)
+			r, err := bench.Run(c.Context(), target, o)
 			line.clear()
 			if c.Context().Err() != nil {
 				return fmt.Errorf("bench was ended early: %w", err)

@@ -23,6 +23,7 @@ func percentiles() []struct {
 // writeBench draws the histograms, and below them, next to the prompt, the table.
 func writeBench(w io.Writer, r bench.Report) error {
 	width, _ := widthOf(w)
+	fmt.Fprintf(w, "%s against a bare gRPC service\nkey_id  %q\n\n", r.Endpoint, r.KeyID)
 	last := r.Options.Concurrency[len(r.Options.Concurrency)-1]
 	for _, res := range r.Results {
 		if res.Callers != last {

@@ -91,7 +91,7 @@ func (f *conformanceFlags) do(c *cobra.Command) error {
 	if f.endpoint == "" {
 		return errors.New("--endpoint is missing: unix:///PATH of the plugin's socket")
 	}
-	if err := reach(f.endpoint); err != nil {
+	if _, err := reach(f.endpoint); err != nil {
 		return err
 	}
 	file, err := f.open()

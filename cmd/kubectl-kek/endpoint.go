@@ -12,16 +12,32 @@ import (
 
 const endpointUsage = "`URL` of the plugin's socket, as in the EncryptionConfiguration: unix:///PATH"
 
-// reach tells whether somebody listens at the endpoint, and if not, what to do.
-func reach(endpoint string) error {
-	path, ok := strings.CutPrefix(endpoint, "unix://")
-	if !ok || !strings.HasPrefix(path, "/") {
-		return fmt.Errorf("--endpoint must be unix:///ABSOLUTE/PATH, not %q", endpoint)
+// reach tells whether somebody listens at the endpoint, and if not, what to do. The
+// target is the endpoint as gRPC writes it. An abstract socket (unix:///@NAME for
+// kube-apiserver, unix:@NAME for gRPC) is reached too: conformance says what is
+// wrong with it.
+func reach(endpoint string) (target string, err error) {
+	path, ok := strings.CutPrefix(endpoint, "unix:")
+	path = strings.Replace(strings.TrimPrefix(path, "//"), "/@", "@", 1)
+	switch {
+	case ok && strings.HasPrefix(path, "/"):
+		target = "unix://" + path
+	case ok && strings.HasPrefix(path, "@"):
+		target = "unix:" + path
+	default:
+		return "", fmt.Errorf("--endpoint must be unix:///ABSOLUTE/PATH, not %q", endpoint)
 	}
 	conn, err := net.DialTimeout("unix", path, 3*time.Second)
+	if err == nil {
+		conn.Close()
+		return target, nil
+	}
+	return "", whyNot(path, err)
+}
+
+// whyNot says what a connection that failed means.
+func whyNot(path string, err error) error {
 	switch {
-	case err == nil:
-		return conn.Close()
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("there is no socket at %s: is the plugin running, and is this its path?", path)
 	case errors.Is(err, unix.ECONNREFUSED):

@@ -113,7 +113,11 @@ func serving(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: serving SOCKET")
 	}
-	conn, err := bench.Dial("unix://" + ts.MkAbs(args[0]))
+	endpoint := "unix:" + args[0]
+	if args[0][0] != '@' {
+		endpoint = "unix://" + ts.MkAbs(args[0])
+	}
+	conn, err := bench.Dial(endpoint)
 	ts.Check(err)
 	defer conn.Close()
 	kms := v2.NewKeyManagementServiceClient(conn)
