@@ -63,6 +63,31 @@ func TestTheSocketHasItsModeWhateverTheUmask(t *testing.T) {
 	}
 }
 
+func TestTheSocketIsAtNoMomentWiderThanItsMode(t *testing.T) {
+	path := filepath.Join(tempDir(t), "kek.sock")
+	defer syscall.Umask(syscall.Umask(0))
+	stop := make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if info, err := os.Lstat(path); err == nil && info.Mode().Perm()&^0o600 != 0 {
+				t.Errorf("seen with mode %s", info.Mode())
+				return
+			}
+		}
+	})
+	for range 500 {
+		listen(t, path).Close()
+	}
+	close(stop)
+	watcher.Wait()
+}
+
 // tempDir is made with a mode of its own, since the test sets the umask.
 func tempDir(t *testing.T) string {
 	t.Helper()
@@ -199,6 +224,29 @@ func TestALiveSocketOfAnotherProgramIsAnError(t *testing.T) {
 	}
 }
 
+func TestALiveSocketWhoseQueueIsFullIsNotTakenForDead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kek.sock")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		conn, err := net.Dial("unix", path)
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	wantListenError(t, ours(path), "is in use")
+}
+
 func TestOfManyThatStartTogetherOneListens(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kek.sock")
 	for range 20 {
@@ -264,7 +312,8 @@ func TestConnectionsOfOtherUsersAreRefused(t *testing.T) {
 	refused := 0
 	c := ours(filepath.Join(tempDir(t), "kek.sock"))
 	c.Mode, c.Logger, c.OnRefused = 0o660, log.logger(), func() { refused++ }
-	if os.Geteuid() != 0 {
+	root := os.Geteuid() == 0
+	if !root { // it cannot be another user, so it leaves itself out
 		c.AllowedUIDs = []uint32{uint32(os.Geteuid()) + 1}
 	}
 	lis, err := plugin.Listen(c)
@@ -285,7 +334,7 @@ func TestConnectionsOfOtherUsersAreRefused(t *testing.T) {
 	}()
 
 	uid := os.Geteuid()
-	if uid == 0 {
+	if root {
 		// Another user needs the file's permission to get as far as Accept.
 		uid = 65534
 		if err := os.Chmod(c.Path, 0o666); err != nil {
@@ -298,7 +347,7 @@ func TestConnectionsOfOtherUsersAreRefused(t *testing.T) {
 			t.Errorf("the other user's connection: %s", got)
 		}
 	}
-	if uid == 65534 {
+	if root {
 		conn, err := net.Dial("unix", c.Path)
 		if err != nil {
 			t.Fatal(err)
