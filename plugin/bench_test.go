@@ -70,8 +70,8 @@ func BenchmarkSocket(b *testing.B) {
 	}
 	for _, method := range []string{"Encrypt", "Decrypt"} {
 		for _, callers := range []int{1, 64} {
-			for name, client := range map[string]v2.KeyManagementServiceClient{"plain": ours, "audited": audited} {
-				b.Run(fmt.Sprintf("%s/callers=%d/%s", method, callers, name), func(b *testing.B) {
+			for i, client := range []v2.KeyManagementServiceClient{ours, audited} {
+				b.Run(fmt.Sprintf("%s/callers=%d/%s", method, callers, []string{"plain", "audited"}[i]), func(b *testing.B) {
 					compare(b, callers, func() error { return methods[method](client) }, func() error { return methods[method](constant) })
 				})
 			}
