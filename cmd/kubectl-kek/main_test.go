@@ -124,7 +124,7 @@ func serving(ts *testscript.TestScript, neg bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
-		if _, err = kms.Status(ctx, &v2.StatusRequest{}, grpc.WaitForReady(true)); err == nil {
+		if _, err = kms.Status(ctx, &v2.StatusRequest{}); err == nil {
 			return
 		}
 		if ctx.Err() != nil {

@@ -149,11 +149,11 @@ func (b *Baseline) start(ctx context.Context) error {
 		close(ended)
 		cancel() // nobody is left to wait for
 	}(b.ended)
-	if err := json.NewEncoder(in).Encode(b.order); err != nil {
-		return fmt.Errorf("telling the bare service what to serve: %w", err)
+	if err = json.NewEncoder(in).Encode(b.order); err == nil {
+		err = serving(ctx, b.KMS)
 	}
-	if _, err := b.KMS.Status(ctx, &v2.StatusRequest{}, grpc.WaitForReady(true)); err != nil {
-		b.stop()
+	if err != nil {
+		b.stop() // and with it all is said
 		return fmt.Errorf("waiting for the bare service: %w: %s", err, strings.TrimSpace(said.String()))
 	}
 	return nil

@@ -22,13 +22,15 @@ const seedSize = 32
 // uid is as long as those of kube-apiserver, a UUID, and says who calls.
 const uid = "kubectl-kek-bench-000000000000000000"
 
-// Dial makes a client of unix:///ABSOLUTE/PATH. It comes back to a service that
-// was restarted within 100 ms, where gRPC's own default waits for a second and
+// Dial makes a client of unix:///ABSOLUTE/PATH. As kube-apiserver's, its calls wait
+// for a service that is not there, for as long as they have. It comes back to one
+// that was restarted within 100 ms, where gRPC's own default waits for a second and
 // more: it is the service that is measured. Nothing is connected before the first
 // call.
 func Dial(endpoint string) (*grpc.ClientConn, error) {
 	return grpc.NewClient(endpoint,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.6, MaxDelay: 100 * time.Millisecond},
 			MinConnectTimeout: CallTimeout,
@@ -59,11 +61,11 @@ type Record struct {
 }
 
 // Seal has a random seed encrypted.
-func Seal(ctx context.Context, kms v2.KeyManagementServiceClient, opts ...grpc.CallOption) (Record, error) {
+func Seal(ctx context.Context, kms v2.KeyManagementServiceClient) (Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	seed := newSeed()
-	sealed, err := kms.Encrypt(ctx, &v2.EncryptRequest{Plaintext: seed, Uid: uid}, opts...)
+	sealed, err := kms.Encrypt(ctx, &v2.EncryptRequest{Plaintext: seed, Uid: uid})
 	return Record{seed, sealed}, err
 }
 
@@ -104,10 +106,10 @@ func (r Record) KeyID() string { return r.sealed.KeyId }
 var errOtherBytes = errors.New("decrypting: other bytes came back than were encrypted")
 
 // Decrypt decrypts one record again and again, and demands its seed back.
-func (r Record) Decrypt(kms v2.KeyManagementServiceClient, opts ...grpc.CallOption) Call {
+func (r Record) Decrypt(kms v2.KeyManagementServiceClient) Call {
 	req := &v2.DecryptRequest{Uid: uid, Ciphertext: r.sealed.Ciphertext, KeyId: r.sealed.KeyId, Annotations: r.sealed.Annotations}
 	return func(ctx context.Context) error {
-		opened, err := kms.Decrypt(ctx, req, opts...)
+		opened, err := kms.Decrypt(ctx, req)
 		if err != nil {
 			return err
 		}

@@ -160,7 +160,7 @@ func trimLines(s string) string {
 func Short(d time.Duration) string {
 	unit, name := time.Microsecond, "µs"
 	switch {
-	case d >= math.MaxInt64:
+	case d == math.MaxInt64: // the last bucket
 		return "∞"
 	case d >= 999500*time.Microsecond:
 		unit, name = time.Second, "s"

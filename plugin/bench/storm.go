@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
 	v2 "k8s.io/kms/apis/v2"
 )
 
@@ -58,7 +57,7 @@ func stormOf(ctx context.Context, kms v2.KeyManagementServiceClient, records []R
 	var next, failed, first atomic.Int64
 	start := time.Now()
 	sample, err := Load{Callers: callers, Calls: len(records)}.run(ctx, func(ctx context.Context) (time.Duration, error) {
-		open := records[next.Add(1)-1].Decrypt(kms, grpc.WaitForReady(true))
+		open := records[next.Add(1)-1].Decrypt(kms)
 		for {
 			took, err := timed(ctx, open)
 			if err == nil {
