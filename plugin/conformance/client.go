@@ -64,7 +64,10 @@ type client struct {
 	uids    atomic.Uint64
 }
 
-func (s *session) dial() (*client, error) {
+func (s *session) dial() (*client, error) { return s.target.dial(&s.messages) }
+
+// dial makes a client that keeps the texts of errors.
+func (t target) dial(m *messages) (*client, error) {
 	c := &client{}
 	conn, err := grpc.NewClient("passthrough:///localhost",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -74,7 +77,7 @@ func (s *session) dial() (*client, error) {
 			MinConnectTimeout: callTimeout,
 		}),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			conn, err := s.dialRaw(ctx)
+			conn, err := t.dialRaw(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -85,7 +88,7 @@ func (s *session) dial() (*client, error) {
 			defer cancel()
 			c.setUID(req)
 			err := call(ctx, method, req, reply, cc, opts...)
-			s.messages.add(method, err)
+			m.add(method, err)
 			return err
 		}))
 	if err != nil {

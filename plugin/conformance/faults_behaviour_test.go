@@ -134,7 +134,11 @@ func listening(around func(net.Listener) net.Listener) func(*testing.T, *world) 
 // chmodded gives the socket a mode and a group; own refuses other users all the
 // same.
 func chmodded(mode os.FileMode, gid int, own bool) func(*testing.T, *world) {
-	return func(_ *testing.T, w *world) {
+	return func(t *testing.T, w *world) {
+		// The directories of tests are closed to others.
+		if err := os.Chmod(filepath.Dir(filepath.Dir(w.socket)), 0o711); err != nil {
+			t.Fatal(err)
+		}
 		w.listen = func(socket string) (net.Listener, error) {
 			lis, err := listen(socket)
 			if err != nil {

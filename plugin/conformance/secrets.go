@@ -153,6 +153,9 @@ func (m *messages) add(method string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++
+	if m.texts == nil {
+		m.texts = map[string]string{}
+	}
 	if len(m.texts) < maxMessages {
 		m.texts[st.Message()] = method[strings.LastIndexByte(method, '/')+1:]
 	}

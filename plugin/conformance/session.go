@@ -82,7 +82,7 @@ func newSession(ctx context.Context, endpoint string, o Options) (*session, erro
 	if err != nil {
 		return nil, err
 	}
-	s := &session{target: t, o: o, secrets: newSecrets(), messages: messages{texts: map[string]string{}}}
+	s := &session{target: t, o: o, secrets: newSecrets()}
 	s.report = Report{Endpoint: endpoint, Started: time.Now(), Seed: o.Seed}
 	raw, err := t.dialRaw(ctx)
 	if err != nil {

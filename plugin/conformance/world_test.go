@@ -3,6 +3,7 @@ package conformance_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"io"
 	"net"
 	"os"
@@ -33,6 +34,9 @@ const (
 func TestMain(m *testing.M) {
 	// kube-apiserver's code tells of each socket that is not there.
 	klog.SetLogger(logr.Discard())
+	// The tests wait more than they work.
+	flag.Parse()
+	flag.Set("test.parallel", "4")
 	role := os.Getenv(roleVar)
 	if role == "" {
 		os.Exit(m.Run())
@@ -150,14 +154,20 @@ func (w *world) stop() {
 	}
 }
 
+// leaveDead makes a socket's file that nobody listens on, as SIGKILL leaves it.
+func leaveDead(socket string) error {
+	lis, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	lis.(*net.UnixListener).SetUnlinkOnClose(false)
+	return lis.Close()
+}
+
 // kill ends the plugin and leaves its socket's file.
 func (w *world) kill() {
-	w.mu.Lock()
-	if ul, ok := w.lis.(*net.UnixListener); ok {
-		ul.SetUnlinkOnClose(false)
-	}
-	w.mu.Unlock()
 	w.stop()
+	leaveDead(w.socket)
 }
 
 func (w *world) hooks() conformance.Hooks {
