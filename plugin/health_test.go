@@ -24,7 +24,7 @@ func (s *snapshot) Snapshot() localkek.Snapshot { return localkek.Snapshot(*s) }
 func outage() *snapshot {
 	day := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return &snapshot{
-		KeyID: "fake:key@2", Rotations: 1, LocalKEKs: 5,
+		KeyID: "fake:key@2", Rotations: 1, LocalKEKs: 5, Known: 7,
 		Versions: []localkek.VersionStatus{
 			{Scheme: "fake", Key: kek.KeyRef{ID: "key", Version: "2"}, KeyID: "fake:key@2", Current: true,
 				FirstSeen: day, LastSuccess: day.Add(time.Hour), LeaseLeft: 11 * time.Hour, LocalKEKs: 2,

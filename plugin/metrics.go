@@ -66,8 +66,8 @@ func (m *Metrics) Watch(ring Snapshotter) { m.reg.MustRegister(newRingCollector(
 type ringCollector struct {
 	ring Snapshotter
 
-	ready, localKEKs, rotations, info, firstSeen, lease *prometheus.Desc
-	keyCreated, versionCreated, deletion, state         *prometheus.Desc
+	ready, localKEKs, known, rotations, info, firstSeen, lease *prometheus.Desc
+	keyCreated, versionCreated, deletion, state                *prometheus.Desc
 }
 
 func newRingCollector(ring Snapshotter) *ringCollector {
@@ -78,6 +78,7 @@ func newRingCollector(ring Snapshotter) *ringCollector {
 		ring:           ring,
 		ready:          desc("ready", "1 if there is a usable current local KEK, so that Status is well, else 0."),
 		localKEKs:      desc("local_keks", "Local KEKs held in memory."),
+		known:          desc("local_keks_known", "Local KEKs held in memory, or to be opened again in the background. What is known and not held cannot be opened in an outage."),
 		rotations:      desc("key_rotations_seen_total", "Times since start that the current key version moved."),
 		info:           desc("key_info", "1 for the key version that writes use now; key_id is what kube-apiserver stores.", "key_id", "provider", "key", "version"),
 		firstSeen:      desc("key_version_first_seen_timestamp_seconds", "When this process first used the key version, in seconds since 1970.", "key_id"),
@@ -92,7 +93,7 @@ func newRingCollector(ring Snapshotter) *ringCollector {
 // Describe implements prometheus.Collector.
 func (c *ringCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		c.ready, c.localKEKs, c.rotations, c.info, c.firstSeen, c.lease,
+		c.ready, c.localKEKs, c.known, c.rotations, c.info, c.firstSeen, c.lease,
 		c.keyCreated, c.versionCreated, c.deletion, c.state,
 	} {
 		ch <- d
@@ -107,6 +108,7 @@ func (c *ringCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(c.ready, oneIf(s.Err == nil))
 	gauge(c.localKEKs, float64(s.LocalKEKs))
+	gauge(c.known, float64(s.Known))
 	ch <- prometheus.MustNewConstMetric(c.rotations, prometheus.CounterValue, float64(s.Rotations))
 
 	for _, v := range s.Versions {

@@ -104,6 +104,7 @@ func TestTheRingsMetricsSayWhatItsSnapshotSays(t *testing.T) {
 	want := map[string]float64{
 		"ready{}":                    1,
 		"local_keks{}":               5,
+		"local_keks_known{}":         7,
 		"key_rotations_seen_total{}": 1,
 		"refused_peers_total{}":      1,
 		"key_info{key=key,key_id=fake:key@2,provider=fake,version=2}":  1,

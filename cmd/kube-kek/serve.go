@@ -113,6 +113,8 @@ func ringConfig(c config.Config, homes []localkek.Home, log *slog.Logger) localk
 		Cluster: c.Cluster, Current: homes[0], Previous: homes[1:],
 		Lease: time.Duration(c.Lease), Renew: time.Duration(c.Renew), MaxUses: c.MaxUses, CacheSize: c.CacheSize,
 		CallTimeout: time.Duration(c.Timeouts.Call), Logger: log,
+		// Beside the socket: a directory that is ours alone, and there.
+		Store: localkek.FileStore{Path: c.Socket.Path + ".known"},
 	}
 }
 

@@ -131,3 +131,12 @@ func FuzzAnnotation(f *testing.F) {
 		}
 	})
 }
+
+func FuzzFile(f *testing.F) {
+	f.Add([]byte(`{"version":1,"records":[{"keyID":"fake:key@1","ciphertext":"AQI=","annotation":"AQAEAAABeA=="}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if known, err := parseFile(data); err != nil && known != nil {
+			t.Error("records and an error")
+		}
+	})
+}

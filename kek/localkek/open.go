@@ -2,7 +2,6 @@ package localkek
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"time"
 
@@ -29,7 +28,7 @@ func (r *Ring) Open(ctx context.Context, s Sealed) ([]byte, error) {
 	// A local KEK is in memory under the hash of what it is bound to, key ID and
 	// annotation among it, so what is found was taken apart and checked before.
 	aad := additionalData(r.cfg.Cluster, s.KeyID, annotation)
-	if k := r.held(sha256.Sum256(aad)); k != nil {
+	if k := r.held(identify(aad)); k != nil {
 		return r.open(k, s.Ciphertext)
 	}
 
@@ -103,6 +102,7 @@ func (r *Ring) admit(k *localKEK, heard time.Time) {
 	defer r.mu.Unlock()
 	k.version = r.agreed(k.version, heard)
 	r.cache.Add(k.id, k)
+	r.learn(k)
 }
 
 // fetched is what one unwrap brought to all who waited for it.

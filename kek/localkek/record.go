@@ -141,6 +141,8 @@ func additionalData(cluster, keyID string, annotation []byte) []byte {
 // identity names a local KEK within a ring: the hash of its additional data.
 type identity [sha256.Size]byte
 
+func identify(additionalData []byte) identity { return sha256.Sum256(additionalData) }
+
 // Sealed is an encrypted seed, as KMS v2's EncryptResponse and DecryptRequest
 // hold it.
 type Sealed struct {

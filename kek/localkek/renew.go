@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kube-kek/kube-kek/kek"
@@ -26,9 +27,13 @@ const (
 )
 
 // Run does the ring's background work until ctx ends: it makes the first local
-// KEK, renews leases, sees rotations and hears refusals. It is called once.
+// KEK, renews leases, sees rotations, hears refusals, and opens again what was
+// known before. It is called once.
 func (r *Ring) Run(ctx context.Context) {
 	ctx = kek.WithPurpose(ctx, kek.Probe)
+	var keeping sync.WaitGroup
+	defer keeping.Wait()
+	keeping.Go(func() { r.keepKnown(ctx) })
 	failures := 0
 	for round := 0; ctx.Err() == nil; round++ {
 		started := time.Now()
@@ -71,10 +76,7 @@ func (r *Ring) askSoon(err error) {
 	if !kek.KindOf(err).Word() && !r.strict() {
 		return
 	}
-	select {
-	case r.kick <- struct{}{}:
-	default:
-	}
+	signal(r.kick)
 }
 
 func (r *Ring) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -86,7 +88,7 @@ func (r *Ring) bounded(ctx context.Context) (context.Context, context.CancelFunc
 func (r *Ring) renew(ctx context.Context, round int) error {
 	var errs []error
 	r.forgetUnheld()
-	for _, v := range r.known() {
+	for _, v := range r.heldVersions() {
 		errs = append(errs, r.renewVersion(ctx, v))
 	}
 	errs = append(errs, r.refresh(ctx))
@@ -98,7 +100,7 @@ func (r *Ring) renew(ctx context.Context, round int) error {
 	return errors.Join(errs...)
 }
 
-func (r *Ring) known() []*version {
+func (r *Ring) heldVersions() []*version {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []*version

@@ -11,14 +11,13 @@
 // With Lease 0 and MaxUses 1, the strict mode, each seed has a local KEK of its
 // own and each Seal and Open asks the KMS; nothing else about the code differs.
 //
-// Local KEKs live in this process's memory only. They are never written, not
-// even wrapped, except as the annotation of a record.
+// Local KEKs live in this process's memory only. What is written of them, as the
+// annotation of a record or in a [Store], is wrapped.
 package localkek
 
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"fmt"
@@ -82,6 +81,10 @@ type Config struct {
 	// CallTimeout bounds a call to a home, with its retries.
 	CallTimeout time.Duration
 
+	// Store keeps, without a secret in it, which local KEKs are in use, so that a
+	// restarted ring opens them before an outage can come. nil keeps nothing.
+	Store Store
+
 	// Logger hears of what an operator should know. nil discards.
 	Logger *slog.Logger
 }
@@ -105,9 +108,12 @@ type Ring struct {
 
 	current atomic.Pointer[localKEK]        // what Seal uses; nil while there is none
 	cache   *lru.Cache[identity, *localKEK] // what Open has used, by additional data
+	known   *lru.Cache[identity, Sealed]    // records under local KEKs that are or were held
 	flight  singleflight.Group              // unwraps under way, by identity
 	making  chan struct{}                   // held by the one who makes a local KEK
 	kick    chan struct{}                   // asks for a renewal before its time
+	learnt  chan struct{}                   // something new is known
+	ready   chan struct{}                   // there is a current local KEK again
 
 	mu        sync.Mutex
 	why       error                  // why there is no current local KEK
@@ -151,6 +157,8 @@ func New(c Config) (*Ring, error) {
 		cfg: c, log: c.Logger,
 		making:   make(chan struct{}, 1),
 		kick:     make(chan struct{}, 1),
+		learnt:   make(chan struct{}, 1),
+		ready:    make(chan struct{}, 1),
 		versions: map[versionID]*version{},
 		left:     map[string]bool{},
 		why:      fmt.Errorf("no word yet from the home of the KEK: %w", kek.Unavailable),
@@ -164,6 +172,7 @@ func New(c Config) (*Ring, error) {
 		return nil, fmt.Errorf("ring of local KEKs: %w", errors.Join(problems...))
 	}
 	r.cache, _ = lru.New[identity, *localKEK](c.CacheSize) // its only error is a size of 0
+	r.known, _ = lru.New[identity, Sealed](c.CacheSize)
 	return r, nil
 }
 
@@ -334,7 +343,7 @@ func (r *Ring) make(ctx context.Context) (*localKEK, error) {
 // the ring has agreed to it.
 func newMemory(h *home, keyID string, w kek.Wrapped, annotation, aad []byte) *localKEK {
 	return &localKEK{
-		id: sha256.Sum256(aad), keyID: keyID, version: &version{home: h, keyID: keyID, probe: w},
+		id: identify(aad), keyID: keyID, version: &version{home: h, keyID: keyID, probe: w},
 		wrapped: w, annotation: annotation, aad: aad,
 	}
 }
@@ -369,9 +378,11 @@ func (r *Ring) install(k *localKEK, heard time.Time) error {
 	} else {
 		r.cache.Add(k.id, k)
 		r.current.Store(k)
+		r.learn(k)
 	}
 	switch {
 	case old == nil:
+		signal(r.ready)
 		r.log.Info("local KEK is ready", "key_id", k.keyID)
 	case old.keyID != k.keyID:
 		r.left[old.keyID] = true

@@ -16,6 +16,7 @@ type Snapshot struct {
 	Strict    bool            // no lease: each use asks the KMS
 	Rotations uint64          // times that the current key ID moved since start
 	LocalKEKs int             // in memory
+	Known     int             // in memory, or to be opened again in the background
 	Versions  []VersionStatus // those with local KEKs in memory, the current one first
 	Homes     []HomeStatus    // the current one first, then the previous ones
 }
@@ -44,7 +45,7 @@ type HomeStatus struct {
 
 // Snapshot asks nobody.
 func (r *Ring) Snapshot() Snapshot {
-	s := Snapshot{Strict: r.strict()}
+	s := Snapshot{Strict: r.strict(), Known: r.known.Len()}
 	s.KeyID, s.Err = r.KeyID()
 
 	r.mu.Lock()
