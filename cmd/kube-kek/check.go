@@ -50,6 +50,7 @@ func (r *report) put(f finding) {
 func newCheck() *cobra.Command {
 	var o options
 	var out output
+	var restart bool
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Find out whether serve would work, with the same flags",
@@ -59,9 +60,13 @@ the audit log. It serves nothing and changes nothing.
 
 A warning does not stop serve. A KEK of previous need not be allowed to wrap.
 
+Where a plugin runs already, --restart judges as if it had been stopped: whether
+it would come back with this configuration.
+
 Exit codes: 0 serve would work, 1 a check failed, 2 the flags or the configuration
 are wrong.`,
 		Example: `  kube-kek check --config /etc/kube-kek/config.yaml
+  kube-kek check --config /etc/kube-kek/config.yaml --restart
   kube-kek check --kek awskms:///alias/k8s --cluster prod-eu-1 --socket /run/kube-kek/kube-kek.sock -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -74,7 +79,7 @@ are wrong.`,
 			if err := d.Err(); err != nil {
 				return err
 			}
-			r := check(c.Context(), d.Config, homes)
+			r := check(c.Context(), d.Config, homes, restart)
 			if out == outputJSON {
 				err = writeJSON(c, r)
 			} else {
@@ -90,18 +95,19 @@ are wrong.`,
 		},
 	}
 	o.register(c.Flags())
+	c.Flags().BoolVar(&restart, "restart", false, "the kube-kek that runs now will be stopped first; its socket does not count as taken")
 	out.register(c)
 	return c
 }
 
-func check(ctx context.Context, c config.Config, homes []localkek.Home) *report {
+func check(ctx context.Context, c config.Config, homes []localkek.Home, restart bool) *report {
 	r := &report{OK: true}
 	r.add("config", good, "cluster %s, lease %s, renew %s", c.Cluster, c.Lease, c.Renew)
 	for i, k := range c.KEKs() {
 		checkHome(ctx, r, k, homes[i], time.Duration(c.Timeouts.Call))
 		homes[i].Provider.Close()
 	}
-	checkSocket(r, c.Socket.Path)
+	checkSocket(r, c.Socket.Path, restart)
 	checkHealth(r, c.Health.Address)
 	checkAudit(r, c.Audit)
 	return r

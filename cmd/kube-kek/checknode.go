@@ -16,8 +16,9 @@ import (
 	"github.com/kube-kek/kube-kek/plugin"
 )
 
-// checkSocket looks at the socket's place without taking it.
-func checkSocket(r *report, path string) {
+// checkSocket looks at the socket's place without taking it. restart says that a
+// kube-kek which listens there will be stopped before serve is called.
+func checkSocket(r *report, path string, restart bool) {
 	const name = "socket.path"
 	if err := plugin.CheckSocketPath(path); err != nil {
 		r.add(name, bad, "%s", err)
@@ -50,11 +51,13 @@ func checkSocket(r *report, path string) {
 		return
 	}
 	defer conn.Close()
-	switch who := listenerOf(conn.(*net.UnixConn)); who {
-	case "kube-kek", "systemd", "":
-		r.add(name, warn, "%s is in use by %s: serve works once that has ended, not beside it", path, orSomeone(who))
+	switch who := listenerOf(conn.(*net.UnixConn)); {
+	case who == "systemd":
+		r.add(name, good, "%s is held by systemd, which passes it on", path)
+	case restart && (who == "kube-kek" || who == ""):
+		r.add(name, warn, "%s is in use by %s, which must be stopped first", path, orSomeone(who))
 	default:
-		r.add(name, bad, "%s is in use by %s", path, who)
+		r.add(name, bad, "%s is in use by %s: stop it first, or ask with --restart what would be then", path, orSomeone(who))
 	}
 }
 

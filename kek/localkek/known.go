@@ -90,7 +90,9 @@ func (r *Ring) load() {
 			r.known.Add(identify(additionalData(r.cfg.Cluster, s.KeyID, annotation)), s)
 		}
 	}
-	r.log.Info("local KEKs of the last run", "known", r.known.Len())
+	if len(records) > 0 {
+		r.log.Info("the local KEKs of the last run are opened in the background", "count", len(records))
+	}
 }
 
 func (r *Ring) save() {

@@ -594,6 +594,9 @@ func TestMovingToAnotherHomeAndBack(t *testing.T) {
 			for _, rec := range records {
 				mustOpen(t, r, rec, s)
 			}
+			if v := r.Snapshot().Versions[0]; !v.Current || v.KeyID != step.want {
+				t.Errorf("the snapshot's current version is %q (%t), want %q", v.KeyID, v.Current, step.want)
+			}
 		}
 
 		c.Previous = nil

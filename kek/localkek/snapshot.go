@@ -57,7 +57,9 @@ func (r *Ring) Snapshot() Snapshot {
 		if !s.Strict { // there the current one is known without its key
 			st.LocalKEKs = held[v]
 		}
-		st.Current = current != nil && current.version == v
+		if current != nil && current.version == v {
+			st.Current, st.KeyID = true, current.keyID // v may have been met under another epoch first
+		}
 		s.LocalKEKs += st.LocalKEKs
 		s.Versions = append(s.Versions, st)
 	}
