@@ -77,7 +77,7 @@ func memoryGrowth(ctx context.Context, s *session) (string, error) {
 	const mib = 1 << 20
 	sizes := make([]int64, rounds)
 	for i := range sizes {
-		if err := s.work(ctx, s.few(4000)); err != nil {
+		if err := s.work(ctx, s.few(2000)); err != nil {
 			return "", err
 		}
 		if sizes[i], err = p.memory(); err != nil {
@@ -85,7 +85,7 @@ func memoryGrowth(ctx context.Context, s *session) (string, error) {
 		}
 	}
 	grown := sizes[rounds-1] - sizes[0]
-	seen := fmt.Sprintf("resident memory after each of %d rounds of %d calls, in MiB: %s", rounds, s.few(4000), inMiB(sizes))
+	seen := fmt.Sprintf("resident memory after each of %d rounds of %d calls, in MiB: %s", rounds, s.few(2000), inMiB(sizes))
 	steady := true
 	for i := 1; i < rounds; i++ {
 		steady = steady && sizes[i]-sizes[i-1] > grown/(2*rounds)

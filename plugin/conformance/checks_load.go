@@ -95,7 +95,8 @@ func (s *session) storm(ctx context.Context, records []record) (string, error) {
 }
 
 func hundredConnections(ctx context.Context, s *session) (string, error) {
-	r, err := s.oneRecord(ctx)
+	const connections = 100
+	records, err := s.records(ctx, connections)
 	if err != nil {
 		return "", err
 	}
@@ -105,7 +106,7 @@ func hundredConnections(ctx context.Context, s *session) (string, error) {
 			c.Close()
 		}
 	}()
-	for range 100 {
+	for range connections {
 		c, err := s.dial()
 		if err != nil {
 			return "", err
@@ -114,7 +115,7 @@ func hundredConnections(ctx context.Context, s *session) (string, error) {
 	}
 	for range 2 { // the second time all are open for certain
 		err := inParallel(len(clients), 20, func(i int) error {
-			err := s.opens(ctx, clients[i], r)
+			err := s.opens(ctx, clients[i], records[i])
 			if err == nil && clients[i].dropped.Load() > 0 {
 				err = breachf("the plugin ended the connection")
 			}

@@ -153,7 +153,7 @@ type Options struct {
 	// and must be refused. It is tried only as root. 0 is 65534, nobody.
 	CallerUID uint32
 
-	// Quick sends about a tenth of the load, for a plugin's own tests.
+	// Quick sends a twentieth of the load, for a plugin's own tests.
 	Quick bool
 
 	// Begin is called before each check and Progress after it, one at a time.

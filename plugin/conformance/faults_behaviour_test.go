@@ -92,14 +92,14 @@ func behaviourFaults() []fault {
 		{name: "waits for the first byte of each client before the next", want: []string{"half-open-client"}, plant: listening(func(lis net.Listener) net.Listener {
 			return patientListener{lis}
 		})},
-		{name: "one decryption at a time fails the others", want: []string{"concurrent-decrypts", "decrypt-storm"}, plant: wrapped(func(p inner) inner {
-			var busy atomic.Int32
+		{name: "refuses a seed that is being decrypted", want: []string{"concurrent-decrypts"}, plant: wrapped(func(p inner) inner {
+			var busy sync.Map
 			return onDecrypt(func(ctx context.Context, p inner, r *v2.DecryptRequest) (*v2.DecryptResponse, error) {
-				defer busy.Add(-1)
-				if busy.Add(1) > 25 {
-					return nil, errors.New("too busy")
+				if _, taken := busy.LoadOrStore(string(r.Ciphertext), true); taken && len(r.KeyId) == len(keyID(1)) {
+					return nil, errors.New("busy")
 				}
 				time.Sleep(5 * time.Millisecond)
+				defer busy.Delete(string(r.Ciphertext))
 				return p.Decrypt(ctx, r)
 			})(p)
 		})},

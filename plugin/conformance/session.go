@@ -213,10 +213,10 @@ func (s *session) seedFor(name string) {
 	s.rand = rand.New(rand.NewChaCha8(sha256.Sum256(binary.BigEndian.AppendUint64([]byte(name+"\x00"), s.o.Seed))))
 }
 
-// few returns n, or about a tenth of it where the run is quick.
+// few returns n, or a twentieth of it where the run is quick.
 func (s *session) few(n int) int {
 	if s.o.Quick {
-		return max(4, n/10)
+		return max(4, n/20)
 	}
 	return n
 }

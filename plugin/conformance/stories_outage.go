@@ -78,7 +78,7 @@ func (s *session) kmsAway(ctx context.Context) (*outage, error) {
 	return s.outage.do(func() (*outage, error) {
 		defer s.revive(ctx)
 		o := &outage{}
-		cold, err := s.records(ctx, 5)
+		cold, err := s.records(ctx, 3)
 		if err != nil {
 			return nil, err
 		}
@@ -90,7 +90,7 @@ func (s *session) kmsAway(ctx context.Context) (*outage, error) {
 				return nil, err
 			}
 		}
-		warm, err := s.records(ctx, 5)
+		warm, err := s.records(ctx, 3)
 		if err != nil {
 			return nil, err
 		}
