@@ -55,7 +55,8 @@ func TestAColdStartOverAThousandSecretsCostsNoMoreKMSCallsThanThereAreLocalKEKs(
 		t.Fatalf("etcd holds %+v, want %d records, %d seeds, %d local KEKs", count, seeds*secrets, seeds, generations)
 	}
 
-	// Both start with nothing in memory.
+	// Both start with nothing in memory, and the plugin without what it knew.
+	plugin.Forget()
 	plugin.Start()
 	plugin.WaitServing()
 	before := aws.Calls()

@@ -7,9 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,12 +20,16 @@ import (
 	"github.com/kube-kek/kube-kek/e2e/internal/lab"
 	"github.com/kube-kek/kube-kek/e2e/internal/parts"
 	"github.com/kube-kek/kube-kek/kek/awskms/awskmstest"
+	"github.com/kube-kek/kube-kek/plugin/bench"
 )
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == "bare" {
-		fmt.Fprintln(os.Stderr, serveBare(os.Args[2]))
-		os.Exit(1)
+	if len(os.Args) == 2 && os.Args[1] == "bare" {
+		if err := bench.ServeBaseline(os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -44,26 +46,26 @@ type figure struct {
 	reached bool
 }
 
-type bench struct {
+type figures struct {
 	lab.Host
-	figures []figure
+	all []figure
 }
 
 // atMost and atLeast add a figure with its bound. The format is of both.
-func (b *bench) atMost(what, format string, bound, got float64) {
+func (b *figures) atMost(what, format string, bound, got float64) {
 	b.add(what, "≤ "+fmt.Sprintf(format, bound), fmt.Sprintf(format, got), got <= bound)
 }
 
-func (b *bench) atLeast(what, format string, bound, got float64) {
+func (b *figures) atLeast(what, format string, bound, got float64) {
 	b.add(what, "≥ "+fmt.Sprintf(format, bound), fmt.Sprintf(format, got), got >= bound)
 }
 
-func (b *bench) add(what, target, got string, reached bool) {
+func (b *figures) add(what, target, got string, reached bool) {
 	b.Logf("%s: %s (%s)", what, got, target)
-	b.figures = append(b.figures, figure{what, target, got, reached})
+	b.all = append(b.all, figure{what, target, got, reached})
 }
 
-func (b *bench) must(err error) {
+func (b *figures) must(err error) {
 	b.Helper()
 	if err != nil {
 		b.Fatalf("%v", err)
@@ -72,7 +74,7 @@ func (b *bench) must(err error) {
 
 // run prints the table and returns how many figures were missed.
 func run(h lab.Host) (missed int) {
-	b := &bench{Host: h}
+	b := &figures{Host: h}
 	b.perCall()
 	b.coldSeeds()
 	b.steadyState()
@@ -80,7 +82,7 @@ func run(h lab.Host) (missed int) {
 	b.overhead()
 
 	fmt.Println("\n| figure | to reach | measured |\n|---|---|---|")
-	for _, f := range b.figures {
+	for _, f := range b.all {
 		mark := ""
 		if !f.reached {
 			mark, missed = " **missed**", missed+1
@@ -91,84 +93,70 @@ func run(h lab.Host) (missed int) {
 }
 
 // perCall compares Encrypt and warm Decrypt with the bare service.
-func (b *bench) perCall() {
+func (b *figures) perCall() {
 	l := lab.Bare(b)
 	p := l.StartPlugin(lab.Config{KEK: l.CreateKeyset("keyset.json").KEK()})
-	baseline := b.startBare(filepath.Join(l.Dir, "bare.sock"))
 	ctx := b.Context()
-
-	warm, err := decryptOf(ctx, p.KMS)
+	warm, err := bench.Seal(ctx, p.KMS)
 	b.must(err)
-	bareDecrypt, err := decryptOf(ctx, baseline)
+	self, err := os.Executable()
+	b.must(err)
+	baseline, err := bench.StartBaseline(ctx, warm.Shape(), self, "bare")
+	b.must(err)
+	b.Cleanup(func() { baseline.Close() })
+	bare, err := bench.Seal(ctx, baseline.KMS)
 	b.must(err)
 	for _, m := range []struct {
 		name           string
-		ours, baseline target
+		ours, baseline bench.Call
 	}{
-		{"Encrypt", encryptOf(p.KMS), encryptOf(baseline)},
-		{"warm Decrypt", warm, bareDecrypt},
+		{"Encrypt", bench.Encrypt(p.KMS), bench.Encrypt(baseline.KMS)},
+		{"warm Decrypt", warm.Decrypt(p.KMS), bare.Decrypt(baseline.KMS)},
 	} {
-		p50, _, err := compare(ctx, m.ours, m.baseline, 1, 3000, 9)
+		const rounds = 9
+		c, err := bench.Load{Callers: 1, Calls: rounds * 3000}.Compare(ctx, rounds, m.ours, m.baseline)
 		b.must(err)
-		b.atMost(m.name+", 1 caller: p50 against a bare gRPC service", "%.2f×", 1.15, p50)
-		_, throughput, err := compare(ctx, m.ours, m.baseline, 64, 20000, 9)
+		b.atMost(m.name+", 1 caller: p50 against a bare gRPC service", "%.2f×", 1.15, c.P50)
+		c, err = bench.Load{Callers: 64, Calls: rounds * 20000}.Compare(ctx, rounds, m.ours, m.baseline)
 		b.must(err)
-		b.atLeast(m.name+", 64 callers: throughput against it", "%.2f×", 0.85, throughput)
+		b.atLeast(m.name+", 64 callers: throughput against it", "%.2f×", 0.85, c.Throughput)
 	}
-	_, err = load(ctx, warm, 64, 100_000)
+	_, err = bench.Load{Callers: 64, Calls: 100_000}.Run(ctx, warm.Decrypt(p.KMS))
 	b.must(err)
 	b.atMost("resident memory after that and 100,000 requests more", "%.1f MiB", 25, b.resident(p))
 }
 
-// startBare runs this program again as the baseline, a process of its own as the
-// daemon is.
-func (b *bench) startBare(socket string) v2.KeyManagementServiceClient {
-	self, err := os.Executable()
-	b.must(err)
-	cmd := exec.Command(self, "bare", socket)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	b.must(cmd.Start())
-	b.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	b.must(err)
-	b.Cleanup(func() { conn.Close() })
-	kms := v2.NewKeyManagementServiceClient(conn)
-	_, err = kms.Status(b.Context(), &v2.StatusRequest{}, grpc.WaitForReady(true))
-	b.must(err)
-	return kms
-}
-
 // coldSeeds compares a restart of the plugin and of kube-apiserver, which then
 // asks for all its seeds one after the other, with and without local KEKs.
-func (b *bench) coldSeeds() {
+func (b *figures) coldSeeds() {
 	const seeds, localKEKs = 200, 3
 	l := lab.Bare(b)
 	aws := l.StartAWSDirect()
 	cold := func(c lab.Config, starts int) (time.Duration, int) {
 		c.KEK = aws.KEK()
 		p := l.StartPlugin(c)
-		var records []*v2.DecryptRequest
+		conn, err := bench.Dial("unix://" + p.Socket)
+		b.must(err)
+		defer conn.Close()
+		kms := v2.NewKeyManagementServiceClient(conn)
+		var records []bench.Record
 		for i := range seeds {
 			if i > 0 && i%(seeds/starts+1) == 0 {
 				p.Restart() // a plugin start makes a local KEK
 			}
-			sealed, err := p.KMS.Encrypt(b.Context(), &v2.EncryptRequest{Plaintext: newSeed(), Uid: uid}, grpc.WaitForReady(true))
+			sealed, err := bench.Seal(b.Context(), kms)
 			b.must(err)
-			records = append(records, requestFor(sealed))
+			records = append(records, sealed)
 		}
 		p.Restart()
 		aws.Server.SetFault(awskmstest.Fault{Latency: 20 * time.Millisecond})
 		defer aws.Server.SetFault()
 		calls := p.Metrics().Sum("kube_kek_kms_requests_total", "purpose", "request")
-		start := time.Now()
-		for _, r := range records {
-			_, err := p.KMS.Decrypt(b.Context(), r)
-			b.must(err)
-		}
-		took := time.Since(start)
+		took, err := bench.Load{Callers: 1, Calls: seeds}.Run(b.Context(), bench.DecryptEach(kms, records))
+		b.must(err)
 		calls = p.Metrics().Sum("kube_kek_kms_requests_total", "purpose", "request") - calls
 		p.Stop()
-		return took, int(calls)
+		return took.Elapsed, int(calls)
 	}
 	took, calls := cold(lab.Config{}, localKEKs)
 	strict, strictCalls := cold(lab.Config{Lease: "0", MaxUses: 1}, 1)
@@ -178,7 +166,7 @@ func (b *bench) coldSeeds() {
 
 // steadyState runs an hour a hundred times as fast: Renew is 3 s instead of 5
 // minutes, and Status is asked every 600 ms instead of every minute.
-func (b *bench) steadyState() {
+func (b *figures) steadyState() {
 	const hour = 36 * time.Second
 	l := lab.Bare(b)
 	aws := l.StartAWSDirect()
@@ -197,7 +185,7 @@ func (b *bench) steadyState() {
 }
 
 // footprint measures the binary and its start.
-func (b *bench) footprint() {
+func (b *figures) footprint() {
 	binary, err := parts.Path(b.Context(), parts.Daemon)
 	b.must(err)
 	info, err := os.Stat(binary)
@@ -219,7 +207,7 @@ func (b *bench) footprint() {
 
 // answers waits for a good Status, each time over a connection of its own: gRPC
 // waits a second before it dials again.
-func (b *bench) answers(socket string) {
+func (b *figures) answers(socket string) {
 	for range 5000 {
 		time.Sleep(time.Millisecond)
 		if _, err := os.Stat(socket); err != nil {
@@ -237,20 +225,16 @@ func (b *bench) answers(socket string) {
 }
 
 // overhead weighs what the plugin adds to each Secret in etcd.
-func (b *bench) overhead() {
+func (b *figures) overhead() {
 	l := lab.Bare(b)
 	p := l.StartPlugin(lab.Config{KEK: l.StartAWSDirect().KEK()})
-	sealed, err := p.KMS.Encrypt(b.Context(), &v2.EncryptRequest{Plaintext: newSeed(), Uid: uid})
+	sealed, err := bench.Seal(b.Context(), p.KMS)
 	b.must(err)
-	n := len(sealed.KeyId) + len(sealed.Ciphertext)
-	for name, value := range sealed.Annotations {
-		n += len(name) + len(value)
-	}
-	b.atMost("overhead per record with an AWS ARN", "%.0f bytes", 420, float64(n))
+	b.atMost("overhead per record with an AWS ARN", "%.0f bytes", 420, float64(sealed.Overhead()))
 }
 
 // resident returns VmRSS in MiB.
-func (b *bench) resident(p *lab.Plugin) float64 {
+func (b *figures) resident(p *lab.Plugin) float64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	b.must(err)
 	for line := range strings.Lines(string(status)) {

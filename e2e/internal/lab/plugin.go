@@ -111,6 +111,15 @@ func (p *Plugin) Stop() { p.proc.Stop() }
 // Kill ends the process as a crash would, leaving its socket behind.
 func (p *Plugin) Kill() { p.proc.Kill() }
 
+// Forget makes the next start that of a new node: the plugin does not know which
+// local KEKs it held.
+func (p *Plugin) Forget() {
+	p.lab.Helper()
+	if err := os.Remove(p.Socket + ".known"); err != nil {
+		p.lab.Fatalf("%v", err)
+	}
+}
+
 // PID is that of the process that runs now.
 func (p *Plugin) PID() int { return p.proc.PID() }
 
