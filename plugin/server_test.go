@@ -49,8 +49,7 @@ func TestCallsUnderWayEndWellWhenTheDaemonStops(t *testing.T) {
 			log := slog.New(slog.DiscardHandler)
 			ctx, stop := context.WithCancel(t.Context())
 			served := make(chan error, 1)
-			// The call's own limit must not end it first.
-			srv := newServer(plugin.Config{Ring: ring, CallTimeout: time.Hour}, log)
+			srv := newServer(plugin.Config{Ring: ring}, log)
 			go func() { served <- plugin.Serve(ctx, srv, lis, tt.drain, log) }()
 
 			client := dial(t, socket)

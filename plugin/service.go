@@ -15,11 +15,6 @@ import (
 	"github.com/kube-kek/kube-kek/kek/localkek"
 )
 
-// DefaultCallTimeout bounds Encrypt and Decrypt. kube-apiserver gives up after
-// 3 s unless its EncryptionConfiguration says otherwise; an answer before that
-// tells it why.
-const DefaultCallTimeout = 2500 * time.Millisecond
-
 // The limits of the KMS v2 API in bytes (k8s.io/apiserver,
 // storage/value/encrypt/envelope/kmsv2). kube-apiserver throws away an answer
 // that exceeds them, and never sends a record that does.
@@ -29,7 +24,9 @@ const (
 	maxAnnotations = 32 << 10 // keys and values together
 )
 
-// Ring is what the service needs of a [localkek.Ring].
+// Ring is what the service needs of a [localkek.Ring]. Seal and Open end within
+// 3 s by themselves, when kube-apiserver gives up unless its
+// EncryptionConfiguration says otherwise: an answer before that tells it why.
 type Ring interface {
 	KeyID() (string, error)
 	Seal(ctx context.Context, seed []byte) (localkek.Sealed, error)
@@ -47,20 +44,15 @@ type Config struct {
 	// Logger hears of each failed Encrypt and Decrypt, and of Status when its
 	// answer changes. nil discards.
 	Logger *slog.Logger
-
-	// CallTimeout bounds Encrypt and Decrypt with all that they wait for. 0 is
-	// [DefaultCallTimeout].
-	CallTimeout time.Duration
 }
 
 // Service answers KMS v2 (k8s.io/kms/apis/v2, KEP-3299) from a ring of local
 // KEKs. Errors are gRPC status errors whose code is [Code] of the Kind.
 type Service struct {
 	v2.UnimplementedKeyManagementServiceServer
-	ring    Ring
-	audit   *AuditLog
-	log     *slog.Logger
-	timeout time.Duration
+	ring  Ring
+	audit *AuditLog
+	log   *slog.Logger
 
 	lastStatus onChange // what Status answered
 	lastAudit  onChange // whether the audit log could be written
@@ -68,12 +60,9 @@ type Service struct {
 
 // NewService returns a service. It asks nobody.
 func NewService(c Config) *Service {
-	s := &Service{ring: c.Ring, audit: c.Audit, log: c.Logger, timeout: c.CallTimeout}
+	s := &Service{ring: c.Ring, audit: c.Audit, log: c.Logger}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
-	}
-	if s.timeout == 0 {
-		s.timeout = DefaultCallTimeout
 	}
 	return s
 }
@@ -100,8 +89,7 @@ func (s *Service) Status(context.Context, *v2.StatusRequest) (*v2.StatusResponse
 
 // Encrypt seals a seed under the current local KEK.
 func (s *Service) Encrypt(ctx context.Context, req *v2.EncryptRequest) (*v2.EncryptResponse, error) {
-	c, cancel := s.begin(ctx, "Encrypt", req.GetUid())
-	defer cancel()
+	c := s.begin(ctx, "Encrypt", req.GetUid())
 	sealed, err := s.ring.Seal(c.ctx, req.GetPlaintext())
 	if err == nil {
 		err = checkLimits(sealed)
@@ -119,8 +107,7 @@ func (s *Service) Encrypt(ctx context.Context, req *v2.EncryptRequest) (*v2.Encr
 // Decrypt opens what Encrypt returned. gRPC copies the seed into its own buffers
 // and leaves it to the garbage collector; that copy cannot be cleared.
 func (s *Service) Decrypt(ctx context.Context, req *v2.DecryptRequest) (*v2.DecryptResponse, error) {
-	c, cancel := s.begin(ctx, "Decrypt", req.GetUid())
-	defer cancel()
+	c := s.begin(ctx, "Decrypt", req.GetUid())
 	sealed := localkek.Sealed{
 		KeyID:       req.GetKeyId(),
 		Ciphertext:  req.GetCiphertext(),
@@ -165,14 +152,12 @@ type call struct {
 	homes  kek.Calls // request IDs of the calls to homes that it caused
 }
 
-func (s *Service) begin(ctx context.Context, method, uid string) (*call, context.CancelFunc) {
-	c := &call{s: s, method: method, uid: clip(uid, maxUID), start: time.Now()}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+func (s *Service) begin(ctx context.Context, method, uid string) *call {
+	c := &call{s: s, ctx: ctx, method: method, uid: clip(uid, maxUID), start: time.Now()}
 	if s.audit != nil {
-		ctx = kek.WithCalls(ctx, &c.homes)
+		c.ctx = kek.WithCalls(ctx, &c.homes)
 	}
-	c.ctx = ctx
-	return c, cancel
+	return c
 }
 
 // end logs and audits the call and returns its answer's error: that of the

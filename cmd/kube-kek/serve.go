@@ -100,7 +100,7 @@ func serve(ctx context.Context, c config.Config, homes []localkek.Home, registry
 	running.Go(func() { serveHealth(background, c.Health.Address, plugin.NewHealthServer(ring, registry), log) })
 	running.Go(func() { reopenOnHangup(background, audit, log) })
 
-	service := plugin.NewService(plugin.Config{Ring: ring, Audit: audit, Logger: log, CallTimeout: time.Duration(c.Timeouts.Call)})
+	service := plugin.NewService(plugin.Config{Ring: ring, Audit: audit, Logger: log})
 	log.Info("listening", "socket", c.Socket.Path)
 	if err := releaseImage(); err != nil {
 		log.Debug("memory that starting has touched stays resident", "error", err.Error())

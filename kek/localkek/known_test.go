@@ -154,6 +154,7 @@ func TestAFileThatCannotBeReadStopsNothing(t *testing.T) {
 				s := seed()
 				mustOpen(t, r, mustSeal(t, r, s), s)
 				time.Sleep(time.Minute)
+				synctest.Wait()
 				if n := r.Snapshot().Known; n != 1 {
 					t.Errorf("%d local KEKs known, want 1", n)
 				}

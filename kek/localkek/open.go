@@ -118,13 +118,15 @@ type fetched struct {
 func (r *Ring) fetch(ctx context.Context, k *localKEK) (*localKEK, time.Time, error) {
 	if r.strict() {
 		asked := time.Now()
-		sealer, err := r.unwrap(ctx, k)
+		bounded, cancel := r.bounded(ctx)
+		defer cancel()
+		sealer, err := r.unwrap(bounded, k)
 		return k.withKey(sealer), asked, err
 	}
 	result := r.flight.DoChan(string(k.id[:]), func() (any, error) {
 		asked := time.Now()
 		var calls kek.Calls
-		shared, cancel := context.WithTimeout(kek.WithCalls(context.WithoutCancel(ctx), &calls), r.cfg.CallTimeout)
+		shared, cancel := r.bounded(kek.WithCalls(context.WithoutCancel(ctx), &calls))
 		defer cancel()
 		sealer, err := r.unwrap(shared, k)
 		return fetched{sealer, asked, calls.IDs()}, err

@@ -78,7 +78,8 @@ type Config struct {
 	// makes way. Each is about 1 KiB.
 	CacheSize int
 
-	// CallTimeout bounds a call to a home, with its retries.
+	// CallTimeout bounds Seal and Open with all that they wait for, and each call
+	// of the background to a home, with its retries.
 	CallTimeout time.Duration
 
 	// Store keeps, without a secret in it, which local KEKs are in use, so that a
@@ -269,6 +270,8 @@ func (r *Ring) take(ctx context.Context) (*localKEK, error) {
 // replace returns a new current local KEK, with one use counted, where the old
 // one is used up.
 func (r *Ring) replace(ctx context.Context) (*localKEK, error) {
+	ctx, cancel := r.bounded(ctx)
+	defer cancel()
 	if err := r.lockMaking(ctx); err != nil {
 		return nil, err
 	}

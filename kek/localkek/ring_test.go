@@ -174,6 +174,39 @@ func TestACallerThatGivesUpDoesNotFailTheOthers(t *testing.T) {
 	})
 }
 
+func TestSealAndOpenEndBeforeKubeAPIServerGivesUp(t *testing.T) {
+	for name, change := range map[string]func(*localkek.Config){
+		"with a lease": func(c *localkek.Config) { c.MaxUses = 1 },
+		"strict":       func(c *localkek.Config) { c.Lease, c.MaxUses = 0, 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := kektest.New(kektest.Config{})
+				cold := mustSeal(t, start(t, config(p)), seed())
+				c := config(p)
+				change(&c)
+				r := start(t, c)
+				mustSeal(t, r, seed()) // the next one needs the KMS
+				defer p.Hang()()
+				began := time.Now()
+				var wg sync.WaitGroup
+				for range 3 {
+					wg.Go(func() {
+						if _, err := r.Seal(t.Context(), seed()); !errors.Is(err, kek.Unavailable) {
+							t.Errorf("Seal: %v, want Unavailable", err)
+						}
+					})
+					wg.Go(func() { refuses(t, r, cold, kek.Unavailable) })
+				}
+				wg.Wait()
+				if took := time.Since(began); took > c.CallTimeout {
+					t.Errorf("took %s, want at most %s", took, c.CallTimeout)
+				}
+			})
+		})
+	}
+}
+
 func TestAnOutageIsOutlivedUntilTheLeaseEnds(t *testing.T) {
 	for _, kind := range []kek.Kind{kek.Unavailable, kek.Throttled, kek.Unauthenticated, kek.Unknown, kek.Corrupt} {
 		t.Run(kind.String(), func(t *testing.T) {

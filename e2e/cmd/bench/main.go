@@ -148,7 +148,12 @@ func (b *figures) coldSeeds() {
 			b.must(err)
 			records = append(records, sealed)
 		}
-		p.Restart()
+		p.Stop()
+		if c.Lease != "0" {
+			p.Forget()
+		}
+		p.Start()
+		p.WaitServing()
 		aws.Server.SetFault(awskmstest.Fault{Latency: 20 * time.Millisecond})
 		defer aws.Server.SetFault()
 		calls := p.Metrics().Sum("kube_kek_kms_requests_total", "purpose", "request")
