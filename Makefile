@@ -11,7 +11,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build the daemon, bin/kube-kek
+build: ## build the daemon and kubectl-kek into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 .PHONY: run
@@ -52,7 +52,7 @@ fuzz: ## fuzz every parser for FUZZTIME each (30s unless set)
 		dir=$$($(GO) list -f '{{.Dir}}' $$package); \
 		for target in $$(cat $$dir/*_test.go 2>/dev/null | sed -n 's/^func \(Fuzz[A-Za-z0-9]*\)(.*/\1/p'); do \
 			echo "== $$package $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$package; \
 			mkdir -p $$dir/testdata/fuzz/$$target; \
 			cp $$cache/$$package/$$target/* $$dir/testdata/fuzz/$$target/ 2>/dev/null || true; \
 		done; \

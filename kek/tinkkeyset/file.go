@@ -170,7 +170,7 @@ func parse(data []byte) (*contents, error) {
 	if len(enabled) == 0 {
 		return c, nil
 	}
-	handle, err := insecurecleartextkeyset.Read(&keyset.MemReaderWriter{Keyset: ks})
+	handle, err := insecurecleartextkeyset.Read(parsed{ks})
 	if err != nil {
 		return nil, because(kek.Invalid, "holds a key that is damaged or that this version of Tink does not know")
 	}
@@ -181,6 +181,15 @@ func parse(data []byte) (*contents, error) {
 		c.handle = handle
 	}
 	return c, nil
+}
+
+// parsed is a keyset.Reader of a keyset that has been read.
+type parsed struct{ keyset *tinkpb.Keyset }
+
+func (p parsed) Read() (*tinkpb.Keyset, error) { return p.keyset, nil }
+
+func (p parsed) ReadEncrypted() (*tinkpb.EncryptedKeyset, error) {
+	return nil, because(kek.Invalid, "is a keyset in clear")
 }
 
 func versionName(keyID uint32) string { return strconv.FormatUint(uint64(keyID), 10) }
