@@ -12,7 +12,8 @@
 // Nothing but a hook changes the plugin or its KMS. What a check sends derives
 // from [Options.Seed] and the check's name.
 //
-// One demand cannot be seen from the socket: that the request's UID is logged.
+// Two demands cannot be seen so: that a request's UID is logged, and that a key
+// which comes back after it was left (A→B→A) has a name of its own.
 package conformance
 
 import (

@@ -265,7 +265,7 @@ func (r record) request() *v2.DecryptRequest {
 func (s *session) encrypt(ctx context.Context, c *client, seed []byte) (record, error) {
 	resp, err := c.Encrypt(ctx, &v2.EncryptRequest{Plaintext: seed})
 	if err != nil {
-		return record{}, fmt.Errorf("Encrypt of %d bytes answered %w", len(seed), err)
+		return record{}, fmt.Errorf("an Encrypt of %d bytes answered %w", len(seed), err)
 	}
 	return record{seed, resp}, nil
 }
@@ -283,10 +283,10 @@ func (s *session) records(ctx context.Context, n int) ([]record, error) {
 func (s *session) opens(ctx context.Context, c *client, r record) error {
 	resp, err := c.Decrypt(ctx, r.request())
 	if err != nil {
-		return fmt.Errorf("Decrypt of what Encrypt returned (key_id %q, annotations echoed) answered %w", r.KeyId, err)
+		return fmt.Errorf("a Decrypt of what Encrypt returned (key_id %q, annotations echoed) answered %w", r.KeyId, err)
 	}
 	if string(resp.Plaintext) != string(r.seed) {
-		return fmt.Errorf("Decrypt of what Encrypt returned gave %d other bytes than the %d that were encrypted", len(resp.Plaintext), len(r.seed))
+		return fmt.Errorf("a Decrypt of what Encrypt returned gave %d other bytes than the %d that were encrypted", len(resp.Plaintext), len(r.seed))
 	}
 	return nil
 }

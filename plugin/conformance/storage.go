@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
@@ -162,19 +161,4 @@ func storageRestart(ctx context.Context, s *session) (string, error) {
 		return "", err
 	}
 	return "a second start read what the first had stored, fresh", nil
-}
-
-// becomesReady waits until a kube-apiserver is ready.
-func (a *apiserver) becomesReady(ctx context.Context, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	for {
-		err := a.ready(ctx)
-		if err == nil {
-			return nil
-		}
-		if pause(ctx, 200*time.Millisecond) != nil {
-			return breachf("kube-apiserver is not ready after %s: %w", limit, err)
-		}
-	}
 }
