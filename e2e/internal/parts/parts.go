@@ -1,8 +1,10 @@
 // Package parts builds the real programs that the tests run: kube-apiserver,
-// etcd, etcdctl and toxiproxy from the module in ../../parts, and our own daemon.
+// etcd, etcdctl and toxiproxy from the module in ../../parts, Vault from the one
+// in ../../parts/vault, and our own daemon.
 //
-// The first build of kube-apiserver takes some minutes, so each program is built
-// once into a cache folder and used from there by every later run, of any test.
+// The first builds of Vault and kube-apiserver take some minutes, so each program
+// is built once into a cache folder and used from there by every later run, of
+// any test.
 package parts
 
 import (
@@ -25,8 +27,9 @@ const CacheEnv = "KUBE_KEK_CACHE"
 // A Part is a program that the tests run.
 type Part string
 
-// The parts. All but the daemon change only with parts/go.mod.
+// The parts. All but the daemon change only with the go.mod of their module.
 const (
+	Vault     Part = "vault"
 	APIServer Part = "kube-apiserver"
 	Etcd      Part = "etcd"
 	Etcdctl   Part = "etcdctl"
@@ -35,9 +38,10 @@ const (
 )
 
 // All lists the parts, the slowest to build first.
-var All = []Part{APIServer, Etcd, Etcdctl, Toxiproxy, Daemon}
+var All = []Part{Vault, APIServer, Etcd, Etcdctl, Toxiproxy, Daemon}
 
 var packages = map[Part]string{
+	Vault:     "github.com/hashicorp/vault",
 	APIServer: "k8s.io/kubernetes/cmd/kube-apiserver",
 	Etcd:      "go.etcd.io/etcd/server/v3",
 	Etcdctl:   "go.etcd.io/etcd/etcdctl/v3",
@@ -54,8 +58,12 @@ func Path(ctx context.Context, p Part) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding the module %s: %w", e2eModule, err)
 	}
-	if p == Daemon {
+	switch p {
+	case Daemon:
 		return buildDaemon(ctx, filepath.Dir(e2e))
+	case Vault:
+		// In a module of its own: its many dependencies do not go with Kubernetes'.
+		return buildPinned(ctx, filepath.Join(e2e, "parts", "vault"), p)
 	}
 	return buildPinned(ctx, filepath.Join(e2e, "parts"), p)
 }
@@ -139,7 +147,7 @@ func (c cache) build(ctx context.Context, p Part, module, ldflags string) (strin
 	}
 	switch p {
 	case Daemon:
-	case APIServer:
+	case APIServer, Vault:
 		fmt.Fprintf(os.Stderr, "building %s, some minutes the first time\n", p)
 	default:
 		fmt.Fprintf(os.Stderr, "building %s\n", p)
