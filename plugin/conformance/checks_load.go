@@ -131,17 +131,24 @@ func hundredConnections(ctx context.Context, s *session) (string, error) {
 	return "100 connections at once were served, twice each", nil
 }
 
-// kmsCalls returns how many calls the KMS has had while f ran.
-func (s *session) kmsCalls(ctx context.Context, f func() error) (int, error) {
-	before, err := s.countKMSCalls(ctx)
-	if err != nil {
-		return 0, err
+// kmsCalls returns how many calls the KMS has had while f ran, and how many in as
+// long a time after it: the plugin's background asks as well.
+func (s *session) kmsCalls(ctx context.Context, f func() error) (during, idle int, err error) {
+	start := time.Now()
+	counts := make([]int, 3)
+	for i, step := range []func() error{
+		func() error { return nil },
+		f,
+		func() error { return pause(ctx, time.Since(start)) },
+	} {
+		if err := step(); err != nil {
+			return 0, 0, err
+		}
+		if counts[i], err = s.countKMSCalls(ctx); err != nil {
+			return 0, 0, err
+		}
 	}
-	if err := f(); err != nil {
-		return 0, err
-	}
-	after, err := s.countKMSCalls(ctx)
-	return after - before, err
+	return counts[1] - counts[0], counts[2] - counts[1], nil
 }
 
 func (s *session) countKMSCalls(ctx context.Context) (int, error) {
