@@ -44,8 +44,8 @@ lint: ## gofmt, vet, staticcheck
 bench: build ## the figures of the README, as ratios against a baseline in the same run
 	cd e2e && $(GO) run ./cmd/bench
 
-# Inputs that reached new code are kept beside the tests, where `make test` runs
-# them too.
+# Up to 64 inputs a target that reached new code are kept beside the tests, where
+# `make test` runs them too; the rest of the corpus stays in Go's build cache.
 .PHONY: fuzz
 fuzz: ## fuzz every parser for FUZZTIME each (30s unless set)
 	@set -e; cache=$$($(GO) env GOCACHE)/fuzz; for package in $$($(GO) list ./...); do \
@@ -54,7 +54,9 @@ fuzz: ## fuzz every parser for FUZZTIME each (30s unless set)
 			echo "== $$package $$target"; \
 			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$package; \
 			mkdir -p $$dir/testdata/fuzz/$$target; \
-			cp $$cache/$$package/$$target/* $$dir/testdata/fuzz/$$target/ 2>/dev/null || true; \
+			for input in $$(ls $$cache/$$package/$$target | head -n 64); do \
+				cp $$cache/$$package/$$target/$$input $$dir/testdata/fuzz/$$target/; \
+			done; \
 		done; \
 	done
 
