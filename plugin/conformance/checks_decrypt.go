@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	v2 "k8s.io/kms/apis/v2"
 )
 
@@ -75,13 +73,14 @@ func (s *session) refused(ctx context.Context, r record, variants []variant) (st
 }
 
 func refuses(ctx context.Context, c *client, r record, v variant) error {
-	resp, err := c.Decrypt(ctx, v.DecryptRequest)
+	var resp *v2.DecryptResponse
+	d, err := took(func() (err error) { resp, err = c.Decrypt(ctx, v.DecryptRequest); return err })
 	switch {
 	case err == nil && bytes.Equal(resp.Plaintext, r.seed):
 		return breachf("Decrypt of a record with %s gave the plaintext, as if nothing had been changed; it must be an error", v.what)
 	case err == nil:
 		return breachf("Decrypt of a record with %s gave %d bytes that were never encrypted; it must be an error", v.what, len(resp.Plaintext))
-	case status.Code(err) == codes.DeadlineExceeded:
+	case hung(d, err):
 		return breachf("Decrypt of a record with %s did not answer within %s; it must be an error, and soon", v.what, callTimeout)
 	}
 	return nil
@@ -292,11 +291,12 @@ func emptyInput(ctx context.Context, s *session) (string, error) {
 	}
 	seen := fmt.Sprintf("%d Decrypts with empty fields were refused; ", len(variants))
 	err = s.with(func(c *client) error {
-		resp, err := c.Encrypt(ctx, &v2.EncryptRequest{})
+		var resp *v2.EncryptResponse
+		d, err := took(func() (err error) { resp, err = c.Encrypt(ctx, &v2.EncryptRequest{}); return err })
 		switch {
 		case c.dropped.Load() > 0:
 			return breachf("on an Encrypt of nothing the plugin ended the connection; has it crashed?")
-		case status.Code(err) == codes.DeadlineExceeded:
+		case hung(d, err):
 			return breachf("an Encrypt of nothing was not answered within %s", callTimeout)
 		case err != nil:
 			seen += "so was an Encrypt of nothing"

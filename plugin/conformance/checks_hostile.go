@@ -200,16 +200,20 @@ func oversized(ctx context.Context, s *session) (string, error) {
 	}
 	for _, n := range []int{64 << 10, sizes[len(sizes)-1]} {
 		// Whether these are taken is for round-trip-sizes to say.
-		err := s.with(func(c *client) error { _, err := s.encrypt(ctx, c, make([]byte, n)); return err })
-		if status.Code(err) == codes.DeadlineExceeded {
+		d, err := took(func() error {
+			return s.with(func(c *client) error { _, err := s.encrypt(ctx, c, make([]byte, n)); return err })
+		})
+		if hung(d, err) {
 			return "", breachf("an Encrypt of %d bytes was not answered within %s", n, callTimeout)
 		}
 		many := r.request()
 		for i := range n / 64 {
 			many.Annotations[fmt.Sprintf("a%d.example.com", i)] = make([]byte, 48)
 		}
-		err = s.with(func(c *client) error { _, err := c.Decrypt(ctx, many); return err })
-		if status.Code(err) == codes.DeadlineExceeded {
+		d, err = took(func() error {
+			return s.with(func(c *client) error { _, err := c.Decrypt(ctx, many); return err })
+		})
+		if hung(d, err) {
 			return "", breachf("a Decrypt with %d annotations was not answered within %s", n/64, callTimeout)
 		}
 	}

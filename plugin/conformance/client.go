@@ -198,6 +198,13 @@ func (s *session) encryptAll(ctx context.Context, seeds [][]byte) ([]record, err
 	return records, err
 }
 
+// hung tells whether a call took all the time that it had. Its code does not: a
+// plugin that waits for the deadline may answer a moment before its client gives
+// up, and one that gave up on its KMS in time may call that DeadlineExceeded.
+func hung(took time.Duration, err error) bool {
+	return err != nil && took >= callTimeout-50*time.Millisecond
+}
+
 // took measures f.
 func took(f func() error) (time.Duration, error) {
 	start := time.Now()

@@ -180,7 +180,7 @@ func ask(start time.Time, f func() error) attempt {
 	var err error
 	if a.took, err = took(f); err != nil {
 		a.ok, a.answer = false, err.Error()
-		a.late = a.took >= callTimeout-50*time.Millisecond
+		a.late = hung(a.took, err)
 	}
 	return a
 }
