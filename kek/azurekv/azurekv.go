@@ -85,10 +85,17 @@ func (p *Provider) latest(ctx context.Context, op kek.Op) (version, error) {
 	if op == kek.OpCurrent {
 		err = p.inform(ctx, v, facts, err)
 	}
+	if err == nil || kek.KindOf(err).Word() {
+		p.keep(v)
+	}
+	return v, err
+}
+
+// keep sets the version that Wrap uses; the zero version is none.
+func (p *Provider) keep(v version) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.current = v
-	return v, err
 }
 
 // inform completes the facts and keeps them, unless err says that nothing was told.
@@ -207,7 +214,7 @@ func (p *Provider) Wrap(ctx context.Context, plaintext []byte) (kek.Wrapped, err
 	if err != nil {
 		err = p.fail(kek.OpWrap, p.key.permission("keys/wrapKey", "wrap"), err)
 		if kek.KindOf(err).Word() {
-			p.forget() // the word may be on this version alone: there may be a newer one
+			p.keep(version{}) // the word may be on this version alone: there may be a newer one
 		}
 		return kek.Wrapped{}, err
 	}
@@ -216,12 +223,6 @@ func (p *Provider) Wrap(ctx context.Context, plaintext []byte) (kek.Wrapped, err
 		return kek.Wrapped{}, p.garbled(kek.OpWrap, "WrapKey")
 	}
 	return kek.Wrapped{Key: kek.KeyRef{ID: p.key.id, Version: used}, Ciphertext: got.Result}, nil
-}
-
-func (p *Provider) forget() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.current = version{}
 }
 
 const (
@@ -234,15 +235,17 @@ const (
 // the key's length first and random bytes last, without which two wraps of one
 // key would be equal. A256KW authenticates all of it.
 func frame(key []byte) []byte {
-	f := make([]byte, (1+len(key)+padding+7)/8*8)
+	f := make([]byte, frameSize(len(key)))
 	f[0] = byte(len(key))
 	_, _ = rand.Read(f[1+copy(f[1:], key):]) // never fails
 	return f
 }
 
+func frameSize(key int) int { return (1 + key + padding + 7) / 8 * 8 }
+
 // unframe returns the key in f, nil if f is no frame.
 func unframe(f []byte) []byte {
-	if len(f) < 1+padding || f[0] == 0 || int(f[0]) > len(f)-1-padding {
+	if len(f) == 0 || f[0] == 0 || len(f) != frameSize(int(f[0])) {
 		return nil
 	}
 	return slices.Clone(f[1 : 1+int(f[0])])

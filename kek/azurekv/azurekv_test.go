@@ -208,6 +208,39 @@ func TestWrapLeavesAVersionThatWasDisabledUnderIt(t *testing.T) {
 	}
 }
 
+func TestAnOutageDoesNotCostWrapAnotherCall(t *testing.T) {
+	l := newLab(t, azurekvtest.Config{})
+	p := l.provider(t)
+	mustWrap(t, p, newKey())
+	heal := l.fault(azurekvtest.Fault{Drop: true})
+	if _, err := p.Current(t.Context()); kek.KindOf(err) != kek.Unavailable {
+		t.Errorf("Current: %v", err)
+	}
+	heal()
+	l.ResetCalls()
+	mustWrap(t, p, newKey())
+	if n := l.Calls(""); n != 1 {
+		t.Errorf("Wrap made %d calls, want 1", n)
+	}
+}
+
+// TestWrapsOfAnHSM shows what A256KW wraps: nothing that leaks the key's length
+// beyond 8 bytes, and nothing that two wraps share.
+func TestWrapsOfAnHSM(t *testing.T) {
+	l := newLab(t, azurekvtest.Config{Host: hsmHost})
+	p := l.provider(t)
+	for n := 1; n <= kek.MaxPlaintext; n++ {
+		key := bytes.Repeat([]byte{0xFF}, n)
+		w := mustWrap(t, p, key)
+		if got, err := p.Unwrap(t.Context(), w); err != nil || !bytes.Equal(got, key) {
+			t.Errorf("a key of %d bytes: %v", n, err)
+		}
+		if len(w.Ciphertext) > 96 || len(w.Ciphertext)%8 != 0 {
+			t.Errorf("a key of %d bytes is wrapped in %d", n, len(w.Ciphertext))
+		}
+	}
+}
+
 func TestKeysThatCannotWrap(t *testing.T) {
 	now := time.Now()
 	for _, test := range []struct {

@@ -240,6 +240,9 @@ func (w *witness) judge(name string, err error) error {
 	switch {
 	case w.err != nil:
 		e.kind, e.cause = kek.Unavailable, unanswered(w.err)
+		if name == CredentialManagedIdentity {
+			e.cause = fmt.Errorf("%w: only machines of Azure have one; elsewhere set up another credential", e.cause)
+		}
 	case w.resp != nil && w.resp.StatusCode >= http.StatusBadRequest:
 		var body struct {
 			Code string `json:"error"`

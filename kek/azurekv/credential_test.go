@@ -94,7 +94,7 @@ func TestManagedIdentityFails(t *testing.T) {
 		{"the metadata service throttles", azurekvtest.Fault{Status: 429, Code: "too_many_requests", RetryAfter: 7 * time.Second}, kek.Throttled, 7 * time.Second, "status 429"},
 		{"the metadata service is broken", azurekvtest.Fault{Status: 500, Body: []byte("<html>oh")}, kek.Unavailable, 0, "status 500"},
 		{"the metadata service talks nonsense", azurekvtest.Fault{Body: []byte("oh")}, kek.Unauthenticated, 0, "managed-identity"},
-		{"nobody is there", azurekvtest.Fault{Drop: true}, kek.Unavailable, 0, "no answer"},
+		{"nobody is there", azurekvtest.Fault{Drop: true}, kek.Unavailable, 0, "only machines of Azure"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			l := newLab(t, azurekvtest.Config{})
@@ -330,8 +330,8 @@ func TestACallerLeavesWhileAnotherFetchesTheToken(t *testing.T) {
 	p := l.provider(t)
 	w := mustWrap(t, l.provider(t), newKey())
 	l.ResetCalls()
-	l.SetFault(azurekvtest.Fault{Actions: []string{azurekvtest.ActionToken}, Latency: 500 * time.Millisecond})
-	impatient, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	l.SetFault(azurekvtest.Fault{Actions: []string{azurekvtest.ActionToken}, Latency: 2 * time.Second})
+	impatient, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	var wg sync.WaitGroup
 	for range 4 {
@@ -339,8 +339,8 @@ func TestACallerLeavesWhileAnotherFetchesTheToken(t *testing.T) {
 			if _, err := p.Unwrap(impatient, w); kek.KindOf(err) != kek.Unavailable {
 				t.Errorf("Unwrap by a caller who leaves: %v", err)
 			}
-			if n := l.Calls("UnwrapKey"); n != 4 {
-				t.Errorf("the callers did not leave before the token came: %d UnwrapKey, want the 4 that were challenged", n)
+			if slices.ContainsFunc(l.Log(), func(c azurekvtest.Call) bool { return c.Action == "UnwrapKey" && c.Principal != "" }) {
+				t.Errorf("a caller left after the token had come")
 			}
 		})
 	}

@@ -1,6 +1,7 @@
 package azurekv_test
 
 import (
+	"crypto/tls"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -171,6 +172,19 @@ func TestChallenges(t *testing.T) {
 				t.Errorf("%d tokens were fetched for it", n)
 			}
 		})
+	}
+}
+
+func TestOldTLSIsNotSpoken(t *testing.T) {
+	l := newLab(t, azurekvtest.Config{})
+	old := httptest.NewUnstartedServer(l)
+	old.Config.ErrorLog = l.vault.Config.ErrorLog
+	old.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
+	old.StartTLS()
+	defer old.Close()
+	p := l.provider(t, func(c *azurekv.Config) { c.Endpoint = old.URL })
+	if _, err := p.Current(t.Context()); kek.KindOf(err) != kek.Unavailable || !strings.Contains(err.Error(), "protocol version") {
+		t.Errorf("Current: %v, want %v that speaks of the protocol's version", err, kek.Unavailable)
 	}
 }
 
