@@ -66,10 +66,10 @@ func (s FileStore) Load() ([]Sealed, error) {
 func parseFile(data []byte) ([]Sealed, error) {
 	var in file
 	if err := json.Unmarshal(data, &in); err != nil {
-		return nil, fmt.Errorf("reading known local KEKs: %w", err)
+		return nil, fmt.Errorf("reading known local KEKs: not a file of this plugin, remove it: %w", err)
 	}
 	if in.Version != 1 {
-		return nil, fmt.Errorf("reading known local KEKs: version %d, this plugin reads version 1", in.Version)
+		return nil, fmt.Errorf("reading known local KEKs: version %d, this plugin reads version 1: remove the file", in.Version)
 	}
 	var known []Sealed
 	for _, r := range in.Records {
@@ -78,13 +78,17 @@ func parseFile(data []byte) ([]Sealed, error) {
 	return known, nil
 }
 
-// Save implements [Store]: a whole new file takes the old one's place.
+// Save implements [Store]: a whole new file takes the old one's place. A file
+// that is not one of these is left alone.
 func (s FileStore) Save(known []Sealed) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("saving known local KEKs: %w", err)
 		}
 	}()
+	if _, err := s.Load(); err != nil {
+		return err
+	}
 	out := file{Version: 1, Records: []fileRecord{}}
 	for _, k := range known {
 		out.Records = append(out.Records, fileRecord{k.KeyID, k.Ciphertext, k.Annotations[AnnotationName]})

@@ -48,9 +48,24 @@ func signal(c chan struct{}) {
 	}
 }
 
-// saveAfter is how long news are gathered before they are saved: a cold start
-// brings many at once.
-const saveAfter = time.Second
+const (
+	// News are gathered for so long before they are saved: a cold start brings
+	// many at once.
+	saveAfter = 200 * time.Millisecond
+
+	// A known local KEK that nobody can open, because the configuration or the
+	// key's file is wrong, say, is tried again after so many renewals.
+	hopelessFor = 12
+)
+
+// keeper is what the goroutine that keeps the known knows of it.
+type keeper struct {
+	r        *Ring
+	unsaved  bool
+	saveErr  string               // as it was last logged
+	hopeless map[identity]int     // the round in which a record is tried again
+	refused  map[string]time.Time // since when a key ID is refused
+}
 
 // keepKnown loads what an earlier process knew, saves what is new, and opens
 // again what is known and not held, until ctx ends.
@@ -58,25 +73,29 @@ func (r *Ring) keepKnown(ctx context.Context) {
 	if r.strict() {
 		return
 	}
-	r.load()
-	for ctx.Err() == nil {
+	k := &keeper{r: r, hopeless: map[identity]int{}, refused: map[string]time.Time{}}
+	k.load()
+	for round := 0; ctx.Err() == nil; {
 		select {
 		case <-r.learnt:
+			k.unsaved = true
 			select {
 			case <-time.After(saveAfter):
 			case <-ctx.Done():
 			}
-			r.save()
 		case <-r.ready:
-			r.warm(ctx)
+			k.warm(ctx, round)
 		case <-time.After(r.cfg.Renew):
-			r.warm(ctx)
+			round++
+			k.warm(ctx, round)
 		case <-ctx.Done():
 		}
+		k.save()
 	}
 }
 
-func (r *Ring) load() {
+func (k *keeper) load() {
+	r := k.r
 	if r.cfg.Store == nil {
 		return
 	}
@@ -95,23 +114,32 @@ func (r *Ring) load() {
 	}
 }
 
-func (r *Ring) save() {
-	if r.cfg.Store == nil {
+// save writes what is new, and tries again with each renewal where it cannot.
+func (k *keeper) save() {
+	r := k.r
+	if r.cfg.Store == nil || !k.unsaved {
 		return
 	}
 	if err := r.cfg.Store.Save(r.known.Values()); err != nil {
-		r.log.Warn("what local KEKs are in use is not kept; after a restart of the plugin each is opened when kube-apiserver asks for it", "error", err)
+		if err.Error() != k.saveErr {
+			k.saveErr = err.Error()
+			r.log.Warn("what local KEKs are in use is not kept; after a restart of the plugin each is opened when kube-apiserver asks for it", "error", err)
+		}
+		return
 	}
+	k.unsaved, k.saveErr = false, ""
 }
 
 // warm opens what is known and not held. It stops at an outage, and asks no
-// version twice that was refused. A record that cannot be opened by anyone, such
-// as one of a home that the configuration no longer has, is forgotten.
-func (r *Ring) warm(ctx context.Context) {
-	refused := map[string]bool{}
+// version twice that was refused. What is refused for as long as a lease is
+// forgotten: its version was retired. Nothing else is, since a wrong
+// configuration can be put right.
+func (k *keeper) warm(ctx context.Context, round int) {
+	r := k.r
+	asked := map[string]bool{} // key IDs that were refused in this round
 	for _, id := range r.known.Keys() {
 		s, ok := r.known.Peek(id)
-		if !ok || r.held(id) != nil || refused[s.KeyID] {
+		if !ok || r.held(id) != nil || asked[s.KeyID] || k.hopeless[id] > round {
 			continue
 		}
 		bounded, cancel := r.bounded(ctx)
@@ -120,14 +148,35 @@ func (r *Ring) warm(ctx context.Context) {
 		clear(seed)
 		switch kind := kek.KindOf(err); {
 		case err == nil:
+			delete(k.refused, s.KeyID)
 		case kind == kek.Corrupt || kind == kek.Invalid:
-			r.known.Remove(id)
-			signal(r.learnt)
-			r.log.Info("a local KEK of the last run is forgotten", "key_id", s.KeyID, "error", err)
+			if _, again := k.hopeless[id]; !again {
+				r.log.Warn("a local KEK of the last run cannot be opened; if records under it are still in etcd, they cannot be read", "key_id", s.KeyID, "error", err)
+			}
+			k.hopeless[id] = round + hopelessFor
 		case kind.Word():
-			refused[s.KeyID] = true
+			asked[s.KeyID] = true
+			if since, ok := k.refused[s.KeyID]; !ok {
+				k.refused[s.KeyID] = time.Now()
+			} else if time.Since(since) >= r.cfg.Lease {
+				k.forget(s.KeyID)
+			}
 		default:
 			return // an outage; the next renewal tries again
 		}
 	}
+}
+
+// forget forgets all that is known under a key ID.
+func (k *keeper) forget(keyID string) {
+	n := 0
+	for _, id := range k.r.known.Keys() {
+		if s, ok := k.r.known.Peek(id); ok && s.KeyID == keyID {
+			k.r.known.Remove(id)
+			n++
+		}
+	}
+	delete(k.refused, keyID)
+	k.unsaved = true
+	k.r.log.Info("local KEKs are forgotten whose key version the KMS has refused for as long as a lease", "key_id", keyID, "count", n)
 }

@@ -103,22 +103,100 @@ func TestAnOutageAtTheStartIsMadeUpForLater(t *testing.T) {
 	})
 }
 
-func TestWhatNobodyCanOpenIsForgotten(t *testing.T) {
+func TestAWrongConfigurationForgetsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := kektest.New(kektest.Config{ID: "a"}), kektest.New(kektest.Config{ID: "b"})
-		c := config(a)
-		c.Current.ID = "a"
-		c.Store = localkek.FileStore{Path: filepath.Join(t.TempDir(), "known")}
-		mustSeal(t, start(t, c), seed())
+		right := config(a)
+		right.Current.ID = "a"
+		right.Store = localkek.FileStore{Path: filepath.Join(t.TempDir(), "known")}
+		s := seed()
+		old := mustSeal(t, start(t, right), s)
 		time.Sleep(10 * time.Second)
 
-		c.Current = localkek.Home{Scheme: "fake", ID: "b", Provider: b} // a is in neither kek nor previous
-		r := start(t, c)
+		otherKey, otherCluster := right, right
+		otherKey.Current = localkek.Home{Scheme: "fake", ID: "b", Provider: b} // and a is not in previous
+		otherCluster.Cluster = "other"
+		for _, wrong := range []localkek.Config{otherKey, otherCluster} {
+			r := start(t, wrong)
+			time.Sleep(24 * time.Hour)
+			r.Close()
+		}
+
+		r := start(t, right)
 		time.Sleep(10 * time.Second)
-		if n := r.Snapshot().Known; n != 1 {
-			t.Errorf("%d local KEKs known, want the new one alone", n)
+		a.Fail(kek.Unavailable)
+		mustOpen(t, r, old, s)
+	})
+}
+
+func TestAFileThatIsPutRightIsOpenedWithoutARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := kektest.New(kektest.Config{})
+		c := config(p)
+		c.Store = localkek.FileStore{Path: filepath.Join(t.TempDir(), "known")}
+		s := seed()
+		old := mustSeal(t, start(t, c), s)
+		time.Sleep(10 * time.Second)
+
+		r := start(t, c)
+		p.Fail(kek.Invalid, kek.OpUnwrap) // a keyset whose mode is wrong, say
+		time.Sleep(time.Hour)
+		p.Heal()
+		time.Sleep(2 * time.Hour)
+		p.Fail(kek.Unavailable)
+		mustOpen(t, r, old, s)
+	})
+}
+
+func TestARetiredVersionIsForgottenInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := kektest.New(kektest.Config{})
+		c := config(p)
+		r := start(t, c)
+		mustSeal(t, r, seed())
+		p.Rotate()
+		time.Sleep(time.Hour)
+		p.Disable("1")
+		time.Sleep(time.Hour)
+		if n := r.Snapshot().Known; n != 2 {
+			t.Errorf("%d local KEKs known an hour after the old version was retired, want 2: it may be enabled again", n)
+		}
+		time.Sleep(2 * c.Lease)
+		if snap := r.Snapshot(); snap.Known != 1 || snap.LocalKEKs != 1 {
+			t.Errorf("%d local KEKs known and %d held, want the current one alone", snap.Known, snap.LocalKEKs)
 		}
 	})
+}
+
+func TestASaveThatFailedIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "known")
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		c := config(kektest.New(kektest.Config{}))
+		c.Store = localkek.FileStore{Path: path}
+		start(t, c)
+		time.Sleep(time.Minute)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if known, err := c.Store.Load(); err != nil || len(known) != 1 {
+			t.Errorf("%d saved, %v, want 1", len(known), err)
+		}
+	})
+}
+
+func TestAFileOfSomeoneElseIsNotReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "known")
+	write(t, path, `{"primaryKeyId":1}`, 0o600)
+	if err := (localkek.FileStore{Path: path}).Save(nil); err == nil {
+		t.Error("Save replaced it")
+	}
+	if got, _ := os.ReadFile(path); string(got) != `{"primaryKeyId":1}` {
+		t.Errorf("the file holds %q now", got)
+	}
 }
 
 func TestStrictModeKnowsNothing(t *testing.T) {
@@ -155,10 +233,7 @@ func TestAFileThatCannotBeReadStopsNothing(t *testing.T) {
 				mustOpen(t, r, mustSeal(t, r, s), s)
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				if n := r.Snapshot().Known; n != 1 {
-					t.Errorf("%d local KEKs known, want 1", n)
-				}
-				if !strings.Contains(log.String(), "known local KEKs") && !strings.Contains(log.String(), "forgotten") {
+				if !strings.Contains(log.String(), "known local KEKs") && !strings.Contains(log.String(), "cannot be opened") {
 					t.Errorf("the log is silent:\n%s", &log)
 				}
 			})

@@ -45,20 +45,11 @@ func (r *Ring) Open(ctx context.Context, s Sealed) ([]byte, error) {
 		return nil, err
 	}
 	wrapped := kek.Wrapped{Key: kek.KeyRef{ID: keyID.ID, Version: keyID.Version}, Ciphertext: ownWrap(wraps)}
-	k, asked, err := r.fetch(ctx, newMemory(h, s.KeyID, wrapped, annotation, aad))
+	k, err := r.fetch(ctx, newMemory(h, s.KeyID, wrapped, annotation, aad), s.Ciphertext)
 	if err != nil {
 		return nil, fmt.Errorf("opening a record under %s: %w", s.KeyID, err)
 	}
-	seed, err := r.open(k, s.Ciphertext)
-	if err != nil {
-		return nil, err
-	}
-	// Only now is k known to be what the record says: whoever can write to etcd
-	// can put any version into a key ID, but cannot seal under it.
-	if !r.strict() {
-		r.admit(k, asked)
-	}
-	return seed, nil
+	return r.open(k, s.Ciphertext)
 }
 
 func (r *Ring) open(k *localKEK, ciphertext []byte) ([]byte, error) {
@@ -96,8 +87,15 @@ func (r *Ring) held(id identity) *localKEK {
 	return k
 }
 
-// admit keeps a local KEK that has opened a record.
-func (r *Ring) admit(k *localKEK, heard time.Time) {
+// admit keeps a local KEK that opens ciphertext. Only that proves it to be what
+// the record says: whoever can write to etcd can put any version into a key ID,
+// but cannot seal under it.
+func (r *Ring) admit(k *localKEK, ciphertext []byte, heard time.Time) {
+	seed, err := openSeed(k.sealer, ciphertext, k.aad)
+	if err != nil {
+		return
+	}
+	clear(seed)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	k.version = r.agreed(k.version, heard)
@@ -107,46 +105,54 @@ func (r *Ring) admit(k *localKEK, heard time.Time) {
 
 // fetched is what one unwrap brought to all who waited for it.
 type fetched struct {
-	sealer aead
-	asked  time.Time
-	calls  []string // the home's request IDs
+	k     *localKEK
+	calls []string // the home's request IDs
 }
 
-// fetch asks the home for the key of k and returns k with it, and when it asked.
-// Callers that ask for the same local KEK at the same time share one call, which
-// goes on when one of them gives up; in strict mode each asks for itself.
-func (r *Ring) fetch(ctx context.Context, k *localKEK) (*localKEK, time.Time, error) {
+// fetch asks the home for the key of k and returns k with it. Callers that ask
+// for the same local KEK at the same time share one call, which goes on when one
+// of them gives up, and k is in memory before the last of them is answered; in
+// strict mode each asks for itself.
+func (r *Ring) fetch(ctx context.Context, k *localKEK, ciphertext []byte) (*localKEK, error) {
 	if r.strict() {
-		asked := time.Now()
 		bounded, cancel := r.bounded(ctx)
 		defer cancel()
-		sealer, err := r.unwrap(bounded, k)
-		return k.withKey(sealer), asked, err
+		return r.unwrap(bounded, k)
 	}
 	result := r.flight.DoChan(string(k.id[:]), func() (any, error) {
+		if held := r.held(k.id); held != nil {
+			return fetched{k: held}, nil // by a flight that landed since this caller looked
+		}
 		asked := time.Now()
 		var calls kek.Calls
 		shared, cancel := r.bounded(kek.WithCalls(context.WithoutCancel(ctx), &calls))
 		defer cancel()
-		sealer, err := r.unwrap(shared, k)
-		return fetched{sealer, asked, calls.IDs()}, err
+		whole, err := r.unwrap(shared, k)
+		if err == nil {
+			r.admit(whole, ciphertext, asked)
+		}
+		return fetched{whole, calls.IDs()}, err
 	})
 	select {
 	case got := <-result:
 		f := got.Val.(fetched)
 		kek.RecordCall(ctx, f.calls...)
-		return k.withKey(f.sealer), f.asked, got.Err
+		return f.k, got.Err
 	case <-ctx.Done():
-		return nil, time.Time{}, fmt.Errorf("waiting for a local KEK to be unwrapped: %w: %w", ctx.Err(), kek.Unavailable)
+		return nil, fmt.Errorf("waiting for a local KEK to be unwrapped: %w: %w", ctx.Err(), kek.Unavailable)
 	}
 }
 
-func (r *Ring) unwrap(ctx context.Context, k *localKEK) (aead, error) {
+func (r *Ring) unwrap(ctx context.Context, k *localKEK) (*localKEK, error) {
 	key, err := k.version.home.Provider.Unwrap(ctx, k.wrapped)
 	if err != nil {
 		r.askSoon(err)
 		return nil, fmt.Errorf("unwrapping local KEK: %w", err)
 	}
 	defer clear(key)
-	return newSealer(key)
+	sealer, err := newSealer(key)
+	if err != nil {
+		return nil, err
+	}
+	return k.withKey(sealer), nil
 }

@@ -2,6 +2,7 @@ package localkek
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -128,14 +129,15 @@ func ownWrap(wraps []wrap) []byte {
 	return nil
 }
 
-// additionalData is what every seed under one local KEK is bound to.
+// additionalData is what every seed under one local KEK is bound to. Its parts
+// were bounded far below 64 KiB before.
 func additionalData(cluster, keyID string, annotation []byte) []byte {
-	b := cryptobyte.NewBuilder([]byte("kube-kek.io/seed"))
-	b.AddUint8(recordVersion)
-	for _, part := range [][]byte{[]byte(cluster), []byte(keyID), annotation} {
-		b.AddUint16LengthPrefixed(func(c *cryptobyte.Builder) { c.AddBytes(part) })
-	}
-	return b.BytesOrPanic() // each part was bounded far below 64 KiB before
+	b := make([]byte, 0, 32+len(cluster)+len(keyID)+len(annotation))
+	b = append(b, "kube-kek.io/seed"...)
+	b = append(b, recordVersion)
+	b = append(binary.BigEndian.AppendUint16(b, uint16(len(cluster))), cluster...)
+	b = append(binary.BigEndian.AppendUint16(b, uint16(len(keyID))), keyID...)
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(annotation))), annotation...)
 }
 
 // identity names a local KEK within a ring: the hash of its additional data.

@@ -141,7 +141,7 @@ func (r *Ring) renewVersion(ctx context.Context, v *version) error {
 	case kek.KindOf(err).Word():
 		r.log.Warn("the KMS refused the key; it is asked once more before its local KEKs are dropped", "key_id", v.keyID, "error", err)
 	case before.LastErr == nil || kek.KindOf(before.LastErr) != kek.KindOf(err):
-		r.log.Warn("the home of the KEK does not answer; local KEKs work until the lease ends", "key_id", v.keyID,
+		r.log.Warn("the lease of the KEK is not renewed; local KEKs work until it ends", "key_id", v.keyID,
 			"lease_ends", before.LastSuccess.Add(r.cfg.Lease).UTC().Format(time.RFC3339), "error", err)
 	}
 	return fmt.Errorf("renewing the lease of %s: %w", v.keyID, err)
@@ -178,7 +178,7 @@ func (r *Ring) refreshCurrent(ctx context.Context) error {
 		return err
 	}
 	defer r.unlockMaking()
-	_, err = r.make(ctx)
+	_, err = r.make(ctx, 0)
 	if err != nil && k != nil {
 		r.log.Warn("the new key version or local KEK cannot be used yet; writes stay with the old one", "key_id", k.keyID, "current_version", ref.Version, "error", err)
 	}
@@ -215,7 +215,7 @@ func (r *Ring) ask(ctx context.Context, h *home) (kek.KeyRef, error) {
 		r.log.Info("the home of the KEK tells its current version again", "provider", h.Scheme, "key", ref)
 	}
 	if err == nil && ref != h.lastRef && r.wasLeft(h, ref) {
-		r.log.Warn("the home says that a version is current which was left before; writes stay with the later one. If this is meant, set another kek.epoch", "provider", h.Scheme, "key", ref)
+		r.log.Warn("the home says that a version is current which was left before, and a key ID is never used twice: writes do not go back to it. If this is meant, set another kek.epoch and restart", "provider", h.Scheme, "key", ref)
 	}
 	if notes := strings.Join(facts.Notes, " "); notes != h.notes {
 		h.notes = notes

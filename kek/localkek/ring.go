@@ -146,7 +146,7 @@ func New(c Config) (*Ring, error) {
 	check(len(c.Cluster) >= 1 && len(c.Cluster) <= 255, "cluster of %d bytes, not 1 to 255", len(c.Cluster))
 	check(c.Lease >= 0, "negative lease")
 	check(c.Renew > 0, "renew must be more than 0")
-	check(c.Lease == 0 || c.Renew < c.Lease, "renew (%s) must be shorter than the lease (%s)", c.Renew, c.Lease)
+	check(c.Lease == 0 || c.Renew <= c.Lease/2, "renew (%s) must be at most half of the lease (%s)", c.Renew, c.Lease)
 	check(c.MaxUses >= 1 && c.MaxUses <= 1<<32, "maxUses %d, not 1 to 2^32", c.MaxUses)
 	check(c.CacheSize >= 1, "cache size %d, not 1 or more", c.CacheSize)
 	check(c.CallTimeout > 0, "call timeout must be more than 0")
@@ -262,9 +262,9 @@ func (r *Ring) take(ctx context.Context) (*localKEK, error) {
 		return r.replace(ctx)
 	}
 	if r.strict() {
-		k, _, err = r.fetch(ctx, k)
+		return r.fetch(ctx, k, nil)
 	}
-	return k, err
+	return k, nil
 }
 
 // replace returns a new current local KEK, with one use counted, where the old
@@ -272,6 +272,9 @@ func (r *Ring) take(ctx context.Context) (*localKEK, error) {
 func (r *Ring) replace(ctx context.Context) (*localKEK, error) {
 	ctx, cancel := r.bounded(ctx)
 	defer cancel()
+	if r.cfg.MaxUses == 1 {
+		return r.make(ctx, 1) // nobody can share it, so nobody waits for another's
+	}
 	if err := r.lockMaking(ctx); err != nil {
 		return nil, err
 	}
@@ -281,10 +284,7 @@ func (r *Ring) replace(ctx context.Context) (*localKEK, error) {
 		return nil, err
 	}
 	if r.strict() || !k.take(r.cfg.MaxUses) { // another caller may have replaced it meanwhile
-		if k, err = r.make(ctx); err != nil {
-			return nil, err
-		}
-		r.current.Load().take(r.cfg.MaxUses) // k, or in strict mode the memory of it
+		return r.make(ctx, 1)
 	}
 	return k, nil
 }
@@ -301,8 +301,9 @@ func (r *Ring) lockMaking(ctx context.Context) error {
 func (r *Ring) unlockMaking() { <-r.making }
 
 // make wraps a new local KEK, unwraps it again to know that it could come back,
-// and makes it the current one. It is called with making held.
-func (r *Ring) make(ctx context.Context) (*localKEK, error) {
+// and makes it the current one with so many uses counted. Unless MaxUses is 1 it
+// is called with making held.
+func (r *Ring) make(ctx context.Context, uses uint64) (*localKEK, error) {
 	h := r.homes[0]
 	heard := time.Now()
 	key := make([]byte, keySize)
@@ -339,6 +340,7 @@ func (r *Ring) make(ctx context.Context) (*localKEK, error) {
 	if k.sealer, err = newSealer(key); err != nil {
 		return nil, fmt.Errorf("new local KEK under %s: %w", keyID, err)
 	}
+	k.uses.Store(uses)
 	return k, r.install(k, heard)
 }
 
@@ -377,7 +379,9 @@ func (r *Ring) install(k *localKEK, heard time.Time) error {
 	old := r.current.Load()
 	k.version = r.agreed(k.version, heard)
 	if r.strict() {
-		r.current.Store(k.withKey(nil))
+		memory := k.withKey(nil)
+		memory.uses.Store(k.uses.Load())
+		r.current.Store(memory)
 	} else {
 		r.cache.Add(k.id, k)
 		r.current.Store(k)

@@ -150,6 +150,41 @@ func TestAnotherRingAsksOncePerLocalKEK(t *testing.T) {
 	})
 }
 
+// Callers that come while a flight lands must not start another.
+func TestALocalKEKIsUnwrappedOnceHoweverCallersAreTimed(t *testing.T) {
+	for range 50 {
+		p := kektest.New(kektest.Config{})
+		writer := startOutside(t, config(p))
+		s := seed()
+		sealed := mustSeal(t, writer, s)
+		r := startOutside(t, config(p))
+		calls := p.Calls(kek.OpUnwrap)
+		var wg sync.WaitGroup
+		for range 200 {
+			wg.Go(func() { mustOpen(t, r, sealed, s) })
+		}
+		wg.Wait()
+		if got := p.Calls(kek.OpUnwrap) - calls; got != 1 {
+			t.Fatalf("200 callers caused %d unwraps, want 1", got)
+		}
+	}
+}
+
+func TestStrictEncryptsDoNotWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := kektest.New(kektest.Config{})
+		c := config(p)
+		c.Lease, c.MaxUses = 0, 1
+		r := start(t, c)
+		p.SetDelay(100 * time.Millisecond)
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() { mustSeal(t, r, seed()) })
+		}
+		wg.Wait()
+	})
+}
+
 func TestACallerThatGivesUpDoesNotFailTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := kektest.New(kektest.Config{})
@@ -728,7 +763,7 @@ func TestRequestIDsReachTheCallerThatWaited(t *testing.T) {
 }
 
 func TestConfigMistakesAreReportedAllAtOnce(t *testing.T) {
-	_, err := localkek.New(localkek.Config{Lease: time.Minute, Renew: time.Hour})
+	_, err := localkek.New(localkek.Config{Lease: time.Hour, Renew: 40 * time.Minute})
 	for _, want := range []string{"cluster", "renew", "maxUses", "cache size", "call timeout", "provider", "scheme"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v does not mention %s", err, want)
