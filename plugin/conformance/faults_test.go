@@ -161,26 +161,38 @@ type fault struct {
 	want    []string // the checks that must fail
 }
 
+// check plants the fault in a world of its own and holds it to the suite.
+func (f fault) check(t *testing.T) conformance.Report {
+	t.Helper()
+	w := newWorld(t)
+	f.plant(t, w)
+	if err := w.start(); err != nil {
+		t.Fatal(err)
+	}
+	o := quick(conformance.Hooks{})
+	if f.stories {
+		o = quick(w.hooks())
+	}
+	report, err := conformance.Check(t.Context(), "unix:"+w.socket, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
 func TestEachPlantedFaultFailsTheCheckThatIsMeantForIt(t *testing.T) {
-	for _, faults := range [][]fault{recordFaults(), behaviourFaults(), storyFaults()} {
-		for _, f := range faults {
+	for _, faults := range []func() []fault{recordFaults, behaviourFaults, storyFaults} {
+		for i, f := range faults() {
 			if f.asRoot && os.Geteuid() != 0 {
 				continue
 			}
 			t.Run(f.name, func(t *testing.T) {
 				t.Parallel()
-				w := newWorld(t)
-				f.plant(t, w)
-				if err := w.start(); err != nil {
-					t.Fatal(err)
-				}
-				o := quick(conformance.Hooks{})
-				if f.stories {
-					o = quick(w.hooks())
-				}
-				report, err := conformance.Check(t.Context(), "unix:"+w.socket, o)
-				if err != nil {
-					t.Fatal(err)
+				stood := watchForStandstill(t)
+				report := f.check(t)
+				if !slices.Equal(sorted(failures(t, report)), sorted(f.want)) && stood() > time.Second {
+					t.Logf("the machine stood still for %s; once more", stood())
+					report = faults()[i].check(t)
 				}
 				for _, r := range report.Results {
 					if slices.Contains(f.want, r.Name) && r.Verdict != conformance.Fail {
