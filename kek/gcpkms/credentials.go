@@ -50,6 +50,8 @@ type tokens struct {
 	http     *http.Client
 	metadata *http.Client // never by way of a proxy
 
+	life   context.Context // of fetches, until close
+	end    context.CancelFunc
 	flight singleflight.Group
 	mu     sync.Mutex
 	token  auth.Token
@@ -59,7 +61,9 @@ func newTokens(file string, trust *tls.Config) (*tokens, error) {
 	outside := http.DefaultTransport.(*http.Transport).Clone()
 	outside.TLSClientConfig = trust
 	inside := &http.Transport{DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}
+	life, end := context.WithCancel(context.Background())
 	t := &tokens{
+		life: life, end: end,
 		file:     file,
 		http:     &http.Client{Transport: strict{outside}, Timeout: fetchTimeout},
 		metadata: &http.Client{Transport: strict{inside}, Timeout: fetchTimeout},
@@ -166,7 +170,7 @@ func (t *tokens) get(ctx context.Context) (string, error) {
 }
 
 func (t *tokens) fetch() (any, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+	ctx, cancel := context.WithTimeout(t.life, fetchTimeout)
 	defer cancel()
 	from := t.fromMetadata
 	if t.file != "" {
@@ -182,6 +186,12 @@ func (t *tokens) fetch() (any, error) {
 	defer t.mu.Unlock()
 	t.token = *token
 	return token.Value, nil
+}
+
+func (t *tokens) close() {
+	t.end()
+	t.http.CloseIdleConnections()
+	t.metadata.CloseIdleConnections()
 }
 
 // forget makes the next call fetch a token, if this one is still in use.

@@ -263,7 +263,6 @@ func (p *Provider) Identity(ctx context.Context) (string, error) {
 // Close closes the connections.
 func (p *Provider) Close() error {
 	_ = p.kms.Close() // its only error is that it was closed before
-	p.tokens.http.CloseIdleConnections()
-	p.tokens.metadata.CloseIdleConnections()
+	p.tokens.close()
 	return nil
 }
