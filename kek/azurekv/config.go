@@ -220,7 +220,7 @@ func checkURL(what, s string, loopback bool) error {
 }
 
 func invalid(format string, args ...any) error {
-	return fmt.Errorf("azure key vault: %w: %w", kek.Invalid, fmt.Errorf(format, args...))
+	return fmt.Errorf("Azure Key Vault: %w: %w", kek.Invalid, fmt.Errorf(format, args...))
 }
 
 // recorder tells the request ID of every answer, good or bad.
