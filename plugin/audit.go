@@ -49,16 +49,18 @@ type AuditLog struct {
 // where there is none. It refuses a symbolic link, anything but a regular file,
 // a file that group or others may write to, and one that belongs to another
 // user than ours and root. required says whether an operation whose line cannot
-// be written is refused.
+// be written is refused. Where it is not, a log that cannot be opened is returned
+// beside the error: each Write tries again.
 func NewAuditLog(path string, required bool) (*AuditLog, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("audit log %q: the path must be absolute", path)
 	}
 	a := &AuditLog{path: path, required: required}
-	if err := a.open(); err != nil {
+	err := a.open()
+	if err != nil && required {
 		return nil, err
 	}
-	return a, nil
+	return a, err
 }
 
 // Required reports whether operations are refused while no line can be written.
@@ -76,6 +78,9 @@ func (a *AuditLog) Write(e AuditEntry) error {
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.file != nil && unlinked(a.file) {
+		a.close() // lines written to it would be nowhere
+	}
 	if a.file == nil {
 		if err := a.open(); err != nil {
 			return err
@@ -134,6 +139,12 @@ func (a *AuditLog) open() error {
 	}
 	a.file, a.torn = f, torn
 	return nil
+}
+
+// unlinked reports whether a file was deleted under us.
+func unlinked(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
 }
 
 // checkAuditFile reports whether f ends in a part of a line, left by a crash.

@@ -274,3 +274,23 @@ func writable(mode fs.FileMode) func(string) error {
 		return os.Chmod(path, mode)
 	}
 }
+
+func TestAFileThatWasDeletedIsMadeAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	a, err := plugin.NewAuditLog(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	for range 2 {
+		if err := a.Write(plugin.AuditEntry{Method: "Encrypt"}); err != nil {
+			t.Fatal(err)
+		}
+		if content, err := os.ReadFile(path); err != nil || len(content) == 0 {
+			t.Errorf("the line is not in the file: %v", err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

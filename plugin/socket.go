@@ -112,7 +112,24 @@ func CheckSocketPath(path string) error {
 	if err := checkOwnerAndMode(info); err != nil {
 		return fmt.Errorf("socket %s: its directory %s: %w", path, dir, err)
 	}
-	return nil
+	return checkAncestors(path, filepath.Dir(dir))
+}
+
+// checkAncestors refuses a directory above the socket's in which another user
+// could put a directory of the same name in its place.
+func checkAncestors(path, dir string) error {
+	for ; ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return fmt.Errorf("socket %s: the directory %s above it: %w", path, dir, err)
+		}
+		if err := checkOwnerAndMode(info); err != nil && info.Mode()&fs.ModeSticky == 0 {
+			return fmt.Errorf("socket %s: the directory %s above it: %w", path, dir, err)
+		}
+		if dir == "/" {
+			return nil
+		}
+	}
 }
 
 func ownerOf(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }

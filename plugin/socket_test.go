@@ -173,6 +173,27 @@ func TestPathsThatAreNoPlaceForASocketAreRefused(t *testing.T) {
 	}
 }
 
+func TestADirectoryAboveThatOthersMayChangeIsRefused(t *testing.T) {
+	above := filepath.Join(tempDir(t), "above")
+	dir := filepath.Join(above, "dir")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[fs.FileMode]string{
+		0o777:                 "lets group or others write",
+		0o777 | fs.ModeSticky: "", // as /tmp is: nobody may rename what is not theirs
+		0o755:                 "",
+	} {
+		if err := os.Chmod(above, mode); err != nil {
+			t.Fatal(err)
+		}
+		err := plugin.CheckSocketPath(filepath.Join(dir, "kek.sock"))
+		if (err != nil) != (want != "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("a directory of mode %s above: %v, want %q", mode, err, want)
+		}
+	}
+}
+
 func TestAPathOf107BytesWorks(t *testing.T) {
 	dir := tempDir(t)
 	path := filepath.Join(dir, strings.Repeat("x", 107-len(dir)-1))

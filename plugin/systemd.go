@@ -69,7 +69,7 @@ func checkPassed(f *os.File, path string) error {
 	if path != "" && path != name {
 		return fmt.Errorf("it is %s, but socket.path is %s: make them the same", name, path)
 	}
-	return nil
+	return CheckSocketPath(name)
 }
 
 // notify tells systemd of a change of state (sd_notify(3)), if it asked to be told.

@@ -108,6 +108,8 @@ func check(ctx context.Context, c config.Config, homes []localkek.Home, restart 
 		homes[i].Provider.Close()
 	}
 	checkSocket(r, c.Socket.Path, restart)
+	checkSocketFiles(r, c.Socket.Path)
+	checkSocketOwner(r, c.Socket)
 	checkHealth(r, c.Health.Address)
 	checkAudit(r, c.Audit)
 	return r

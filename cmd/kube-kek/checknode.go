@@ -7,14 +7,40 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kube-kek/kube-kek/cmd/kube-kek/internal/config"
+	"github.com/kube-kek/kube-kek/kek/localkek"
 	"github.com/kube-kek/kube-kek/plugin"
 )
+
+// checkSocketOwner tells whether serve may give the socket to its owner.
+func checkSocketOwner(r *report, s config.Socket) {
+	if os.Geteuid() == 0 {
+		return
+	}
+	if s.UID != -1 && s.UID != os.Geteuid() {
+		r.add("socket.uid", bad, "only root may give a file to user %d; this is user %d", s.UID, os.Geteuid())
+	}
+	groups, _ := os.Getgroups()
+	if s.GID != -1 && s.GID != os.Getegid() && !slices.Contains(groups, s.GID) {
+		r.add("socket.gid", bad, "only root may give a file to group %d, which user %d is not of", s.GID, os.Geteuid())
+	}
+}
+
+// checkSocketFiles looks at what serve keeps beside the socket.
+func checkSocketFiles(r *report, path string) {
+	if info, err := os.Lstat(path + ".lock"); err == nil && !info.Mode().IsRegular() {
+		r.add("socket.path", bad, "%s.lock is there and no file (%s): remove it", path, info.Mode())
+	}
+	if _, err := (localkek.FileStore{Path: path + ".known"}).Load(); err != nil {
+		r.add("socket.path", warn, "after a restart kube-kek is not ready for an outage until kube-apiserver has read all Secrets: %s", err)
+	}
+}
 
 // checkSocket looks at the socket's place without taking it. restart says that a
 // kube-kek which listens there will be stopped before serve is called.
@@ -123,7 +149,7 @@ func checkAudit(r *report, a config.Audit) {
 		r.add(name, good, "%s will be made", a.Path)
 		return
 	}
-	log, err := plugin.NewAuditLog(a.Path, a.Required)
+	log, err := plugin.NewAuditLog(a.Path, true)
 	if err != nil {
 		r.add(name, res, "%s", err)
 		return

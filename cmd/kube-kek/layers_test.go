@@ -45,11 +45,15 @@ func TestTheDaemonLinksNoKubernetesAndNoEtcdClient(t *testing.T) {
 
 func TestLibrariesStayInTheirRooms(t *testing.T) {
 	rooms := map[string][]string{ // import → where alone it may be
-		"github.com/aws":                                            {"kek/awskms"},
-		"github.com/tink-crypto":                                    {"kek/tinkkeyset", "kek/localkek"},
-		"github.com/tink-crypto/tink-go/v2/keyset":                  {"kek/tinkkeyset"},
+		"github.com/aws":                           {"kek/awskms"},
+		"cloud.google.com":                         {"kek/gcpkms"},
+		"github.com/Azure":                         {"kek/azurekv"},
+		"github.com/AzureAD":                       {"kek/azurekv"},
+		"github.com/openbao":                       {"kek/transit"},
+		"github.com/tink-crypto":                   {"kek/tinkkeyset", "kek/localkek"},
+		"github.com/tink-crypto/tink-go/v2/keyset": {"kek/tinkkeyset"},
 		"github.com/tink-crypto/tink-go/v2/insecurecleartextkeyset": {"kek/tinkkeyset"},
-		"google.golang.org/grpc":                                    {"plugin", "cmd"},
+		"google.golang.org/grpc":                                    {"plugin", "cmd", "kek/gcpkms"},
 		"k8s.io/kms":                                                {"plugin", "cmd"},
 		"github.com/spf13":                                          {"cmd"},
 		"go.yaml.in":                                                {"cmd"},

@@ -130,16 +130,16 @@ func announce(c config.Config, homes []localkek.Home, log *slog.Logger) {
 		"lease", lease, "renew", c.Renew.String(), "socket", c.Socket.Path, "allowed_uids", c.Socket.AllowedUIDs)
 }
 
-// openAudit returns nil where no audit log is wanted, and where one that is not
-// required cannot be had: the control plane does not wait for a log's disk.
+// openAudit returns nil where no audit log is wanted. One that is not required
+// may fail to open: the control plane does not wait for a log's disk.
 func openAudit(a config.Audit, log *slog.Logger) (*plugin.AuditLog, error) {
 	if a.Path == "" {
 		return nil, nil
 	}
 	audit, err := plugin.NewAuditLog(a.Path, a.Required)
 	if err != nil && !a.Required {
-		log.Error("no audit log is written until kube-kek is started again; audit.required is false, so it serves without", "error", err.Error())
-		return nil, nil
+		log.Error("the audit log cannot be opened; audit.required is false, so kube-kek serves, and tries again at each line", "error", err.Error())
+		err = nil
 	}
 	return audit, err
 }

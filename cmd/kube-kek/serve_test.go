@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kube-kek/kube-kek/cmd/kube-kek/internal/config"
+	"github.com/kube-kek/kube-kek/plugin"
 )
 
 func TestATakenHealthAddressIsServedOnceItIsFree(t *testing.T) {
@@ -71,11 +74,21 @@ func (l *watchedLog) Write(line []byte) (int, error) {
 func TestAnAuditLogThatIsNotRequiredStopsNoOne(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	path := t.TempDir() + "/no/such/audit.log"
-	if a, err := openAudit(config.Audit{Path: path}, log); a != nil || err != nil {
-		t.Errorf("not required: got %v, %v", a, err)
-	}
 	if _, err := openAudit(config.Audit{Path: path, Required: true}, log); err == nil {
 		t.Error("required: no error")
+	}
+	a, err := openAudit(config.Audit{Path: path}, log)
+	if err != nil {
+		t.Fatalf("not required: %v", err)
+	}
+	if err := a.Write(plugin.AuditEntry{}); err == nil {
+		t.Error("a line was written to nowhere")
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Write(plugin.AuditEntry{}); err != nil {
+		t.Errorf("the directory is there now: %v", err)
 	}
 }
 

@@ -188,7 +188,7 @@ func (p *Provider) Wrap(ctx context.Context, plaintext []byte) (kek.Wrapped, err
 	}
 	out, err := p.kms.Encrypt(ctx, &kms.EncryptInput{KeyId: &arn, Plaintext: plaintext, EncryptionContext: p.binding})
 	if err != nil {
-		return kek.Wrapped{}, p.fail(kek.OpWrap, "kms:Encrypt", err)
+		return kek.Wrapped{}, p.failOnKey(ctx, kek.OpWrap, "kms:Encrypt", arn, err)
 	}
 	if len(out.CiphertextBlob) == 0 {
 		return kek.Wrapped{}, p.garbled(kek.OpWrap, "Encrypt")
@@ -222,7 +222,7 @@ func (p *Provider) decrypt(ctx context.Context, op kek.Op, arn string, ciphertex
 	out, err := p.kms.Decrypt(ctx, &kms.DecryptInput{KeyId: &arn, CiphertextBlob: ciphertext, EncryptionContext: p.binding})
 	switch {
 	case err != nil:
-		return nil, "", p.fail(op, "kms:Decrypt", err)
+		return nil, "", p.failOnKey(ctx, op, "kms:Decrypt", arn, err)
 	case len(out.Plaintext) == 0 || aws.ToString(out.KeyId) != arn:
 		clear(out.Plaintext)
 		return nil, "", p.garbled(op, "Decrypt")

@@ -70,6 +70,21 @@ func (p *Provider) fail(op kek.Op, permission string, err error) error {
 	return e
 }
 
+// failOnKey is fail where the key was used. KMSInvalidStateException is KMS's word
+// on a key that is disabled, but also its answer while a custom key store is
+// disconnected or ails, which is an outage: the key's state tells them apart.
+// Where it is not told, the exception is taken for the word.
+func (p *Provider) failOnKey(ctx context.Context, op kek.Op, permission, arn string, err error) error {
+	var api smithy.APIError
+	if errors.As(err, &api) && api.ErrorCode() == "KMSInvalidStateException" {
+		md, describeErr := p.describe(ctx, op, arn)
+		if describeErr == nil && stateOf(md.KeyState) != kek.StateDisabled && stateOf(md.KeyState) != kek.StatePendingDeletion {
+			return p.refuse(op, kek.Unavailable, fmt.Errorf("key state %s: %s", md.KeyState, word(api, requestID(err))))
+		}
+	}
+	return p.fail(op, permission, err)
+}
+
 func (p *Provider) refuse(op kek.Op, kind kek.Kind, cause error) error {
 	return &kek.Error{Op: op, Key: kek.KeyRef{ID: p.id()}, Kind: kind, Err: cause}
 }

@@ -27,6 +27,35 @@ func TestAnEndpointWithoutMaterialIDsIsUnversioned(t *testing.T) {
 	}
 }
 
+// A custom key store that is disconnected answers with the exception that a
+// disabled key has too.
+func TestADisconnectedKeyStoreIsAnOutageAndNoWordOnTheKey(t *testing.T) {
+	l := newLab(t)
+	p := l.provider(t, awskms.Config{})
+	w, err := p.Wrap(t.Context(), []byte("key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for state, want := range map[string]kek.Kind{
+		awskmstest.Unavailable:     kek.Unavailable,
+		awskmstest.PendingDeletion: kek.KeyDisabled,
+		awskmstest.Disabled:        kek.KeyDisabled,
+	} {
+		l.SetState(l.key, state)
+		if _, err := p.Unwrap(t.Context(), w); kek.KindOf(err) != want {
+			t.Errorf("Unwrap in state %s: %v, want %v", state, err, want)
+		}
+		if _, err := p.Wrap(t.Context(), []byte("key")); kek.KindOf(err) != want {
+			t.Errorf("Wrap in state %s: %v, want %v", state, err, want)
+		}
+	}
+	l.Enable(l.key)
+	l.SetFault(awskmstest.Fault{Actions: []string{"Decrypt"}, Code: "KMSInvalidStateException"})
+	if _, err := p.Unwrap(t.Context(), w); kek.KindOf(err) != kek.Unavailable {
+		t.Errorf("Unwrap with an enabled key: %v, want Unavailable", err)
+	}
+}
+
 func TestFactsTellTheStateOfTheKey(t *testing.T) {
 	l := newLab(t)
 	p := l.provider(t, awskms.Config{})

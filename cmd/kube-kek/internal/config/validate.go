@@ -64,6 +64,7 @@ func (c Config) Validate() []Mistake {
 	} else {
 		v.check(!c.Audit.Required, "audit.required", "needs audit.path")
 	}
+	v.distinctFiles(c)
 	v.oneOf("log.format", c.Log.Format, "json", "text")
 	v.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	return v.found
@@ -99,6 +100,30 @@ func (v *validator) file(field, name string) {
 	case strings.ContainsRune(name, 0):
 		v.add(field, "holds a zero byte")
 	}
+}
+
+// distinctFiles keeps one file from being written over as another: the audit log
+// and the files beside the socket are written, a keyset is the KEK itself.
+func (v *validator) distinctFiles(c Config) {
+	used := map[string]string{}
+	use := func(field, name string) {
+		if first, ok := used[name]; ok && name != "" {
+			v.add(field, "%s is in use by %s already", name, first)
+			return
+		}
+		used[name] = field
+	}
+	for _, k := range c.KEKs() {
+		if u, err := ParseURI(k.URI); err == nil && u.Scheme == "tink-keyset" && used[u.Path] == "" {
+			use(k.Path+".uri", path.Clean(u.Path))
+		}
+	}
+	if c.Socket.Path != "" {
+		use("socket.path", c.Socket.Path)
+		use("socket.path", c.Socket.Path+".lock")
+		use("socket.path", c.Socket.Path+".known")
+	}
+	use("audit.path", c.Audit.Path)
 }
 
 func (v *validator) binding(b map[string]string) {
@@ -187,7 +212,7 @@ func (v *validator) times(c Config) {
 	lease, renew := time.Duration(c.Lease), time.Duration(c.Renew)
 	v.check(lease >= 0 && lease <= maxLease, "lease", "must be 0 (strict) to %s, not %s", Duration(maxLease), c.Lease)
 	v.check(renew >= minRenew && renew <= maxRenew, "renew", "must be %s to %s, not %s", Duration(minRenew), Duration(maxRenew), c.Renew)
-	v.check(lease <= 0 || renew < lease, "renew", "%s must be shorter than the lease of %s", c.Renew, c.Lease)
+	v.check(lease <= 0 || renew <= lease/2, "renew", "%s must be at most half of the lease of %s", c.Renew, c.Lease)
 
 	attempt, call := time.Duration(c.Timeouts.Attempt), time.Duration(c.Timeouts.Call)
 	v.check(attempt >= minAttempt, "timeouts.attempt", "must be at least %s, not %s", Duration(minAttempt), c.Timeouts.Attempt)
