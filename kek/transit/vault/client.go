@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -189,6 +190,13 @@ func judge(op kek.Op, resp *api.Response, err error) error {
 		cert *tls.CertificateVerificationError
 		at   *url.Error
 	)
+	if errors.As(err, &said) && said.StatusCode == 404 && said.Errors == nil {
+		// K/V says so in a warning that Transit is not there.
+		var reply struct{ Warnings []string }
+		if json.NewDecoder(resp.Body).Decode(&reply) == nil {
+			said.Errors = reply.Warnings
+		}
+	}
 	switch {
 	case errors.As(err, &e): // about a file that the connection needed
 		return e
@@ -197,11 +205,8 @@ func judge(op kek.Op, resp *api.Response, err error) error {
 	case errors.As(err, &said):
 		words := strings.Join(strings.Fields(strings.Join(said.Errors, "; ")), " ")
 		e = &kek.Error{Kind: kindOf(op, said.StatusCode, words), Err: fmt.Errorf("Vault answers %d: %s", said.StatusCode, words)}
-		switch {
-		case words == "":
-			e.Err = fmt.Errorf("Vault answers %d: no such thing at this path: correct the key, the mount or the namespace", said.StatusCode)
-		case strings.Contains(words, "no handler for route"):
-			e.Err = fmt.Errorf("%w: correct the mount or the namespace", e.Err)
+		if said.StatusCode == 404 {
+			e.Err = fmt.Errorf("Vault answers 404: %s: correct the key, the mount or the namespace", cmp.Or(words, "nothing is at this path"))
 		}
 		if s, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 32); err == nil && e.Kind == kek.Throttled {
 			e.RetryAfter = time.Duration(s) * time.Second

@@ -88,7 +88,7 @@ const (
 )
 
 // requestTimeout ends requests that no caller's deadline ends.
-const requestTimeout = 10 * time.Second
+const requestTimeout = 5 * time.Second
 
 // New returns a client. It asks nothing of the network.
 func New(c Config) (*Client, error) {
