@@ -27,6 +27,9 @@ const (
 	// in its client beyond this.
 	maxStreams = 1000
 
+	// streamWorkers is how many goroutines wait for calls.
+	streamWorkers = 16
+
 	// handshakeTimeout ends a connection that does not say what it wants.
 	handshakeTimeout = 5 * time.Second
 
@@ -45,7 +48,7 @@ func NewServer(s *Service, m *Metrics, log *slog.Logger) *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		// Calls on goroutines whose stacks have grown already save a tenth of the
 		// time; those that find no worker free have one of their own as usual.
-		grpc.NumStreamWorkers(uint32(runtime.GOMAXPROCS(0))),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.WaitForHandlers(true), // when Stop returns, nobody uses the ring any more
 		grpc.ChainUnaryInterceptor(
 			m.grpc.UnaryServerInterceptor(),
