@@ -36,7 +36,7 @@ type Config struct {
 	// unix:///PATH.
 	Address string
 
-	// Namespace is where the server has such.
+	// Namespace is for servers that have such. Logins are made in it too.
 	Namespace string
 
 	// CABundle is the path of a PEM file. Its certificates alone are trusted. It
