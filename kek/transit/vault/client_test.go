@@ -193,7 +193,9 @@ func TestACallIsTriedOnce(t *testing.T) {
 func TestAStandbysRedirectIsFollowed(t *testing.T) {
 	active, standby := start(t), start(t)
 	active.answer(secret, 200, `{"data":{}}`)
-	standby.handle(secret, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, active.URL+r.URL.Path, http.StatusTemporaryRedirect) })
+	standby.handle(secret, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, active.URL+r.URL.Path, http.StatusTemporaryRedirect)
+	})
 	if err := read(t.Context(), client(t, vault.Config{Address: standby.URL})); err != nil {
 		t.Error(err)
 	}
