@@ -9,9 +9,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -156,6 +159,13 @@ func TestWithoutATokenTheHomeIsUnauthenticatedOrUnavailable(t *testing.T) {
 	}
 	if err := current(t.Context(), l.providerAt(t, http.NotFoundHandler())); kek.KindOf(err) != kek.Unauthenticated {
 		t.Errorf("another cloud's metadata server: %v", err)
+	}
+	empty := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Metadata-Flavor", "Google")
+		w.Write([]byte("{}"))
+	})
+	if err := current(t.Context(), l.providerAt(t, empty)); kek.KindOf(err) != kek.Unauthenticated || !strings.Contains(err.Error(), "holds no token") {
+		t.Errorf("an answer without a token: %v", err)
 	}
 	other := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("{}")) })
 	if err := current(t.Context(), l.providerAt(t, other)); kek.KindOf(err) != kek.Unauthenticated || !strings.Contains(err.Error(), "is not Google's metadata server") {
@@ -393,5 +403,126 @@ func TestCallersDoNotFailWhileTokensEnd(t *testing.T) {
 	}
 	if n := l.Calls("MetadataToken"); n < 3 {
 		t.Errorf("%d tokens of two seconds each for three seconds", n)
+	}
+}
+
+func TestAPersonsLoginIsNotedAndItsQuotaProjectNamed(t *testing.T) {
+	l := newLab(t)
+	path := writeFile(t, "login.json", []byte(`{"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}`))
+	p := l.provider(t, func(c *gcpkms.Config) { c.CredentialsFile = path })
+	p.Close()
+	if _, err := p.Identity(t.Context()); err == nil || strings.Contains(err.Error(), "client_secret") {
+		t.Errorf("after Close: %v", err)
+	}
+
+	var file map[string]string
+	if err := json.Unmarshal(l.KeyFile(me), &file); err != nil {
+		t.Fatal(err)
+	}
+	file["quota_project_id"] = "payer"
+	raw, err := json.Marshal(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = writeFile(t, "key.json", raw)
+	if err := current(t.Context(), l.provider(t, func(c *gcpkms.Config) { c.CredentialsFile = path })); err != nil {
+		t.Fatal(err)
+	}
+	if call := l.Log()[0]; call.Quota != "payer" {
+		t.Errorf("counted against %q", call.Quota)
+	}
+}
+
+func TestWhenTheTokenIsHadAndItsOwnerIsNot(t *testing.T) {
+	l := newLab(t)
+	m := newMachine(t, l.Metadata(me))
+	p := l.provider(t)
+	if err := current(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	m.status.Store(503)
+	if _, err := p.Identity(t.Context()); kek.KindOf(err) != kek.Unavailable {
+		t.Errorf("from the metadata server: %v", err)
+	}
+	path := writeFile(t, "key.json", l.KeyFile(me))
+	p = l.provider(t, func(c *gcpkms.Config) { c.CredentialsFile = path })
+	if err := current(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Identity(t.Context()); kek.KindOf(err) != kek.Unauthenticated || !strings.Contains(err.Error(), path) {
+		t.Errorf("from a file that is gone: %v", err)
+	}
+}
+
+// The environment's proxies are read once in a process, so the test runs in one
+// of its own, in which KMS is known by its real name and reached by the proxy.
+func TestAProxyFromTheEnvironmentLeadsToKMS(t *testing.T) {
+	if key := os.Getenv("PROXIED_KEY"); key != "" {
+		p, err := gcpkms.New(t.Context(), gcpkms.Config{Key: key, CABundle: os.Getenv("PROXIED_CA")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := current(ctx, p); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	l := newLab(t)
+	asked := make(chan string, 8)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Method + " " + r.Host
+		to, err := net.Dial("tcp", l.Address())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		from, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		io.WriteString(from, "HTTP/1.1 200 OK\r\n\r\n")
+		go io.Copy(to, from)
+		io.Copy(from, to)
+	}))
+	defer proxy.Close()
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	child.Env = append(os.Environ(), "PROXIED_KEY="+l.key, "PROXIED_CA="+l.ca, "HTTPS_PROXY="+proxy.URL, "HTTP_PROXY="+proxy.URL, "NO_PROXY=")
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if got := <-asked; got != "CONNECT cloudkms.googleapis.com:443" || l.Calls("GetCryptoKey") != 1 {
+		t.Errorf("the proxy was asked %q, and KMS %d times", got, l.Calls("GetCryptoKey"))
+	}
+}
+
+func TestAnSTSThatIsAbsentIsUnavailable(t *testing.T) {
+	l := newLab(t)
+	f := newFederation(t, l, nil, "")
+	raw, err := os.ReadFile(f.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config map[string]any
+	if err := json.Unmarshal(raw, &config); err != nil {
+		t.Fatal(err)
+	}
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	config["token_url"] = gone.URL
+	if raw, err = json.Marshal(config); err != nil {
+		t.Fatal(err)
+	}
+	path := writeFile(t, "external.json", raw)
+	f.write(t, "node", time.Now().Add(time.Hour))
+	p := l.provider(t, func(c *gcpkms.Config) { c.CredentialsFile = path })
+	if err := current(t.Context(), p); kek.KindOf(err) != kek.Unavailable || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("nobody listens: %v", err)
 	}
 }

@@ -119,6 +119,7 @@ type Call struct {
 	Method    string // "Decrypt", "ExchangeToken", …
 	Principal string // the caller; empty if it was not authenticated
 	Name      string // the resource of the request
+	Quota     string // the project that the request asks to be counted against
 	Code      codes.Code
 }
 
@@ -178,6 +179,9 @@ func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	if named, ok := req.(interface{ GetName() string }); ok {
 		call.Name = named.GetName()
 	}
+	if quota := md.Get("x-goog-user-project"); len(quota) > 0 {
+		call.Quota = quota[0]
+	}
 	s.record(call)
 	defer func() { s.setCode(call, err) }()
 	fault, answered, err := s.applyFault(ctx, call)
@@ -233,7 +237,8 @@ func (t tracked) Close() error {
 	return t.Conn.Close()
 }
 
-// certificates makes a CA and a certificate of it for the loopback interface.
+// certificates makes a CA and a certificate of it, for the loopback interface
+// and, for clients behind a proxy, for the name of KMS.
 func certificates() (ca []byte, leaf tls.Certificate, err error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -250,7 +255,7 @@ func certificates() (ca []byte, leaf tls.Certificate, err error) {
 	}
 	server := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "gcpkmstest"}, NotBefore: from, NotAfter: to,
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		DNSNames: []string{"localhost", "cloudkms.googleapis.com"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	authorityDER, err := x509.CreateCertificate(rand.Reader, authority, authority, &caKey.PublicKey, caKey)
