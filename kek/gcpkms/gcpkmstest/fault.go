@@ -92,6 +92,7 @@ func (s *Server) applyFault(ctx context.Context, c *Call) (f Fault, answered boo
 		select {
 		case <-unhang:
 		case <-ctx.Done():
+			return f, true, status.FromContextError(ctx.Err()).Err()
 		}
 		return f, true, status.Error(codes.Unavailable, "the call hung")
 	}
