@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/tink-crypto/tink-go/v2/aead"
 	"github.com/tink-crypto/tink-go/v2/insecurecleartextkeyset"
@@ -97,6 +98,9 @@ func changeLocked(path string, decide func(path string) (next, error)) (version 
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
 		return "", fmt.Errorf("locking its directory: %w", err)
 	}
+	if err := removeTemps(path); err != nil {
+		return "", err
+	}
 	n, err := decide(path)
 	if err != nil {
 		return "", err
@@ -116,9 +120,32 @@ func changeLocked(path string, decide func(path string) (next, error)) (version 
 	return versionName(primary.KeyID()), dir.Sync()
 }
 
+// A file that becomes the one at path has a name of tempPrefix, a number and
+// tempSuffix.
+func tempPrefix(path string) string { return "." + filepath.Base(path) + "." }
+
+const tempSuffix = ".tmp"
+
+// removeTemps removes what a change that was killed left: it holds keys. It is
+// called with the lock held, so no other change is under way.
+func removeTemps(path string) error {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("reading its directory: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tempPrefix(path)) && strings.HasSuffix(e.Name(), tempSuffix) {
+			if err := os.Remove(filepath.Join(filepath.Dir(path), e.Name())); err != nil {
+				return fmt.Errorf("removing what a killed change left: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 // write writes the keyset to a new file beside path, down to the disk.
 func (n next) write(path string) (temp string, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix(path)+"*"+tempSuffix)
 	if err != nil {
 		return "", err
 	}

@@ -447,3 +447,27 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestWhatAKilledChangeLeftIsRemovedByTheNext(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "keyset.json")
+	if _, err := Create(path); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, ".other.json.1.tmp")
+	left := filepath.Join(dir, ".keyset.json.1.tmp")
+	for _, name := range []string{other, left} {
+		if err := os.WriteFile(name, []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Rotate(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(left); err == nil {
+		t.Error("the file of a killed change is still there")
+	}
+	if _, err := os.Lstat(other); err != nil {
+		t.Errorf("another keyset's file was removed: %v", err)
+	}
+}
