@@ -43,7 +43,7 @@ calls it as kube-apiserver does, and as it never should. Each check has a level:
 
 It must run on the plugin's machine, as a user that the plugin lets in. It sends
 thousands of calls, and each may be a paid one of the plugin's KMS: --quick sends a
-tenth of them. Nothing that the plugin keeps is changed.
+twentieth of them. Nothing that the plugin keeps is changed.
 
 Stories are checks for which the world around the plugin must change: its key
 rotates, its KMS goes away, it is killed. They run where the --…-cmd flags that they
@@ -73,7 +73,7 @@ but a SHOULD did.`,
 	fs.DurationVar(&f.options.Within, "within", conformance.DefaultWithin, "how long the plugin may take to see a rotation, a disabled key or the end of an outage")
 	fs.DurationVar(&f.options.Outage, "outage", conformance.DefaultOutage, "how long the KMS is away in an outage's story")
 	fs.Uint32Var(&f.options.CallerUID, "caller-uid", conformance.DefaultCallerUID, "`UID` of a user that the plugin must refuse; tried as root only")
-	fs.BoolVar(&f.options.Quick, "quick", false, "send about a tenth of the load")
+	fs.BoolVar(&f.options.Quick, "quick", false, "send a twentieth of the load")
 	fs.StringVar(&f.file, "output-file", "", "write the report to `FILE` in the format of -o, and the table to the standard output")
 	f.out.register(c)
 	f.hooks.register(fs)

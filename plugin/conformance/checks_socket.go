@@ -65,7 +65,7 @@ func socketMode(_ context.Context, s *session) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if info.Mode().Perm()&0o007 != 0 {
+	if info.Mode().Perm()&0o002 != 0 {
 		return "", breachf("the mode of %s is %s: any user of the node may decrypt; give it 0600", s.path, info.Mode())
 	}
 	return "the mode is " + info.Mode().String(), nil

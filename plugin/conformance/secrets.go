@@ -119,7 +119,9 @@ var credentials = []struct {
 	{"a JSON web token", regexp.MustCompile(`\beyJ[0-9A-Za-z_-]{8,}\.eyJ[0-9A-Za-z_-]{8,}\.`)},
 	{"a password in a URL", regexp.MustCompile(`[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s@]+@`)},
 	{"a shared access signature", regexp.MustCompile(`(?i)[?&]sig=[0-9A-Za-z%+/=]{16,}`)},
-	{"a named secret", regexp.MustCompile(`(?i)(?:password|passwd|secret|token|api[_-]?key|client[_-]?secret)["']?\s*[=:]\s*["']?[^\s"'&]{6,}`)},
+	// A value with a digit in it, right behind the name: "decrypting secret: bad
+	// input" is prose, and "pkcs11:token=my-token;object=kek" a URI (RFC 7512).
+	{"a named secret", regexp.MustCompile(`(?i)(?:password|passwd|secret|token|api[_-]?key)(?:["']\s*:\s*["']|[=:]["']?)[^\s"'&;]*[0-9][^\s"'&;]{5,}`)},
 }
 
 // looksSecret returns what in a text looks like a credential.

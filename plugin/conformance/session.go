@@ -142,6 +142,10 @@ func (s *session) run(ctx context.Context) (Report, error) {
 	if err := ctx.Err(); err != nil {
 		return s.report, fmt.Errorf("conformance: ended before all checks were made: %w", err)
 	}
+	if s.broken != nil && s.report.Count(Fail) == 0 {
+		// Only checks were chosen that have nothing to say then; that is no success.
+		return s.report, fmt.Errorf("conformance: the plugin does not work: %w", s.broken)
+	}
 	return s.report, nil
 }
 

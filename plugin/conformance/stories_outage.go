@@ -212,6 +212,9 @@ func outageStatusAnswers(ctx context.Context, s *session) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if len(o.statuses) == 0 {
+		return "", skipf("the outage was too short for one Status")
+	}
 	slowest := o.statuses[0]
 	var story []string
 	for i, a := range o.statuses {
