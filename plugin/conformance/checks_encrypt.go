@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -203,8 +204,20 @@ func roundTripSizes(ctx context.Context, s *session) (string, error) {
 	var refused []int
 	largest := 0
 	try := func(n int) error {
-		rec, err := s.encrypt(ctx, s.conn, s.bytes(n))
+		var rec record
+		var answer error
+		err := s.withAlive(fmt.Sprintf("an Encrypt of %d bytes", n), func(c *client) error {
+			var d time.Duration
+			d, answer = took(func() (err error) { rec, err = s.encrypt(ctx, c, s.bytes(n)); return err })
+			if hung(d, answer) {
+				return breachf("an Encrypt of %d bytes was not answered within %s", n, callTimeout)
+			}
+			return nil
+		})
 		if err != nil {
+			return err
+		}
+		if answer != nil {
 			refused = append(refused, n)
 			return nil
 		}

@@ -194,7 +194,7 @@ func oversized(ctx context.Context, s *session) (string, error) {
 		add(fmt.Sprintf("a key_id of %d bytes", n), func(q *v2.DecryptRequest) { q.KeyId = strings.Repeat("k", n) })
 	}
 	for _, v := range variants {
-		if err := s.with(func(c *client) error { return refuses(ctx, c, r, v) }); err != nil {
+		if err := s.withAlive("a Decrypt with "+v.what, func(c *client) error { return refuses(ctx, c, r, v) }); err != nil {
 			return "", err
 		}
 	}

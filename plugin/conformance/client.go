@@ -152,6 +152,18 @@ func (s *session) with(f func(*client) error) error {
 	return f(c)
 }
 
+// withAlive is with for calls that may be refused and must not end the process:
+// one that is started anew at once would look well.
+func (s *session) withAlive(what string, f func(c *client) error) error {
+	return s.with(func(c *client) error {
+		err := f(c)
+		if err == nil && c.dropped.Load() > 0 {
+			err = breachf("%s ended the connection, as a plugin does that crashes; answer with an error", what)
+		}
+		return err
+	})
+}
+
 // serves tells whether the plugin works for those who come now and for those who
 // are there: what a hostile client must not have ended.
 func (s *session) serves(ctx context.Context) error {
