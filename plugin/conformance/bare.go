@@ -40,7 +40,8 @@ func newBare(s *session) (*bare, error) {
 	return b, nil
 }
 
-// took measures one call, whose answer is that the method is not implemented.
+// took measures one call. The bare server has no methods, so it answers
+// Unimplemented, which costs what any answer costs.
 func (b *bare) took(ctx context.Context) time.Duration {
 	d, _ := took(func() error { _, err := b.Status(ctx); return err })
 	return d
